@@ -1,0 +1,5 @@
+"""The `kosmosg` command."""
+
+
+def main() -> None:
+    """Run the command line."""
