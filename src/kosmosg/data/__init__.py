@@ -1,0 +1,1 @@
+"""Data: records, how they become prompts, and how sources are mixed."""

@@ -1,0 +1,1 @@
+"""Training: one loop, and a stage for each part of the paper's recipe."""

@@ -1,0 +1,100 @@
+"""A run's place in the world: its directory, and the signals that ask it to stop."""
+
+import fcntl
+import json
+import signal
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from kosmosg.errors import ConfigError
+
+CONFIG_NAME = "config.json"
+
+# What a resumed run may change: none of these changes the weights that come out.
+FREE_FIELDS = frozenset(
+    {"device", "checkpoint_s", "keep_checkpoints", "log_every", "samples_every", "validate_every"}
+)
+
+
+@contextmanager
+def open_run_dir(run_dir: Path, config: Mapping[str, Any], *, resume: bool) -> Iterator[None]:
+    """Hold the run directory for one run with this configuration.
+
+    Raises:
+        ConfigError: If another process trains there, if it is not empty and `resume` is False, or
+            if it was begun with another configuration.
+    """
+    run_dir.mkdir(parents=True, exist_ok=True)
+    with (run_dir / ".lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise ConfigError(
+                f"another process is training in {run_dir}; wait for it or use another run_dir"
+            ) from error
+        path = run_dir / CONFIG_NAME
+        if resume and path.exists():
+            _compare(json.loads(path.read_text()), config, run_dir)
+        elif not resume:
+            _require_empty(run_dir)
+        path.write_text(json.dumps(config, indent=1) + "\n")
+        yield
+
+
+def _require_empty(run_dir: Path) -> None:
+    others = [path.name for path in run_dir.iterdir() if path.name != ".lock"]
+    if others:
+        raise ConfigError(
+            f"run_dir {run_dir} already holds {sorted(others)[0]!r}; add --resume to continue that"
+            " run, or choose an empty directory"
+        )
+
+
+def _compare(then: Mapping[str, Any], now: Mapping[str, Any], run_dir: Path) -> None:
+    old, new = _leaves(then), _leaves(now)
+    for path in sorted(old.keys() | new.keys()):
+        if path.rpartition(".")[2] in FREE_FIELDS or old.get(path) == new.get(path):
+            continue
+        raise ConfigError(
+            f"{run_dir} was begun with {path} = {old.get(path, 'nothing')!r}, now it is"
+            f" {new.get(path, 'nothing')!r}; resume with the same configuration or start a new run"
+        )
+
+
+def _leaves(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    leaves = {}
+    for name, value in tree.items():
+        if isinstance(value, Mapping):
+            leaves |= _leaves(value, f"{prefix}{name}.")
+        else:
+            leaves[prefix + name] = value
+    return leaves
+
+
+@contextmanager
+def signals_received() -> Iterator[list[int]]:
+    """Collect SIGINT and SIGTERM in a list instead of acting on them; a second one acts."""
+    received: list[int] = []
+    if threading.current_thread() is not threading.main_thread():
+        yield received  # only the main thread may set handlers
+        return
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+
+    def restore() -> None:
+        for number, action in before.items():
+            signal.signal(number, action)
+
+    def note(number: int, _frame: FrameType | None) -> None:
+        received.append(number)
+        restore()
+
+    for number in before:
+        signal.signal(number, note)
+    try:
+        yield received
+    finally:
+        restore()

@@ -1,0 +1,132 @@
+"""The narrowest seam: what a stage of training must say, and how it draws its random numbers."""
+
+from collections.abc import Sequence
+from fnmatch import fnmatchcase
+from typing import Any, Protocol, runtime_checkable
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+
+from kosmosg.errors import ConfigError
+
+
+@runtime_checkable
+class Stage(Protocol):
+    """What learns, and from which loss; everything else belongs to the loop.
+
+    `trainable` holds name patterns (`fnmatch`, so `*` spans dots). Each must match a parameter;
+    parameters that none matches are frozen. A batch is a tensor, a tuple, a dict, or an object
+    with `to(device)`.
+    """
+
+    trainable: tuple[str, ...]
+
+    def collate(self, records: Sequence[Any]) -> Any:  # noqa: ANN401 - each stage has its own batch
+        """Return the batch of these records. Runs in the prefetch thread; draws nothing."""
+        ...
+
+    def weight(self, batch: Any) -> int:  # noqa: ANN401
+        """Return the number of terms in the summed loss: tokens or pictures."""
+        ...
+
+    def loss(
+        self,
+        model: nn.Module,
+        batch: Any,  # noqa: ANN401
+        generator: torch.Generator,
+    ) -> dict[str, Tensor]:
+        """Return named loss terms, each a sum over the batch; the loop learns from their sum.
+
+        The loop divides by the weight of the whole step, so uneven micro-batches give the
+        gradient of one big batch. A term whose name starts with `metric_` is reported only.
+        `generator` is seeded for this micro-batch; draw through `Draws`, so that the numbers
+        depend on (seed, step, index in the global batch) and not on how the batch was cut.
+        """
+        ...
+
+
+def freeze_except(model: nn.Module, patterns: Sequence[str]) -> list[str]:
+    """Freeze every parameter but those whose name matches a pattern; return the latter's names.
+
+    Frozen means `requires_grad=False`: gradients still pass through.
+
+    Raises:
+        ConfigError: If a pattern matches no parameter.
+    """
+    names = [name for name, _ in model.named_parameters()]
+    for pattern in patterns:
+        if not any(fnmatchcase(name, pattern) for name in names):
+            shown = ", ".join(names[:3])
+            raise ConfigError(
+                f"trainable pattern {pattern!r} matches none of the {len(names)} parameters"
+                f" (they read like: {shown}); correct the pattern or remove it"
+            )
+    trainable = []
+    for name, parameter in model.named_parameters():
+        learns = any(fnmatchcase(name, pattern) for pattern in patterns)
+        parameter.requires_grad_(learns)
+        if learns:
+            trainable.append(name)
+    return trainable
+
+
+def seed_of(*parts: int | str) -> int:
+    """Return a 63-bit seed that depends on every part; the same on every machine."""
+    state = 0x9E3779B97F4A7C15
+    for part in parts:
+        data = part.encode() if isinstance(part, str) else int(part).to_bytes(16, "little")
+        for byte in data:  # FNV-1a over the bytes, then the finaliser of splitmix64
+            state = ((state ^ byte) * 0x100000001B3) & 0xFFFFFFFFFFFFFFFF
+        state = ((state ^ (state >> 30)) * 0xBF58476D1CE4E5B9) & 0xFFFFFFFFFFFFFFFF
+        state = ((state ^ (state >> 27)) * 0x94D049BB133111EB) & 0xFFFFFFFFFFFFFFFF
+        state ^= state >> 31
+    return state >> 1
+
+
+def micro_batch_generator(seed: int, step: int | str, first_index: int) -> torch.Generator:
+    """Return the generator of the micro-batch that starts at `first_index` of the global batch."""
+    generator = torch.Generator()
+    # Adding the index is what lets `Draws` find the key of each sample by its position alone.
+    generator.manual_seed((seed_of(seed, step) + first_index) % 2**63)
+    return generator
+
+
+class Draws:
+    """Random numbers for each sample of a micro-batch, whatever its neighbours are.
+
+    Each sample has a counter-based generator of its own, keyed by the micro-batch generator's
+    seed plus the sample's position, so cutting a batch differently changes nothing. Draws follow
+    one another: call in a fixed order. Drawing the noise of 32 latents takes 0.6 ms.
+    """
+
+    def __init__(self, generator: torch.Generator, *, count: int) -> None:
+        seed = generator.initial_seed()
+        self._samples = [
+            np.random.Generator(np.random.Philox(key=(seed + index) % 2**63))
+            for index in range(count)
+        ]
+
+    def normal(self, *shape: int, device: torch.device | str = "cpu") -> Float[Tensor, "batch ..."]:
+        """Return standard normal numbers, float32."""
+        drawn = [sample.standard_normal(shape, dtype=np.float32) for sample in self._samples]
+        return torch.from_numpy(np.stack(drawn)).to(device)
+
+    def uniform(
+        self, *shape: int, device: torch.device | str = "cpu"
+    ) -> Float[Tensor, "batch ..."]:
+        """Return numbers in [0, 1), float32."""
+        drawn = [sample.random(shape, dtype=np.float32) for sample in self._samples]
+        return torch.from_numpy(np.stack(drawn)).to(device)
+
+    def integers(self, high: int, *, device: torch.device | str = "cpu") -> Int[Tensor, " batch"]:
+        """Return one integer in [0, high) for each sample."""
+        drawn = [sample.integers(high) for sample in self._samples]
+        return torch.tensor(drawn, dtype=torch.int64, device=device)
+
+    def coin(
+        self, probability: float, *, device: torch.device | str = "cpu"
+    ) -> Bool[Tensor, " batch"]:
+        """Return True with the given probability, one for each sample."""
+        return self.uniform(device=device) < probability

@@ -1,0 +1,88 @@
+"""A run that is killed goes on as if nothing had happened."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from kosmosg import checkpoint
+from kosmosg.train.loop import fit
+from toys.training import Pairs, Regression, net, train_config
+
+TESTS = Path(__file__).parents[1]
+
+# Runs as a program of its own, because only a process can be killed.
+PROGRAM = """
+import sys, time
+from pathlib import Path
+from toys.training import Pairs, Regression, net, train_config
+from kosmosg.train.loop import fit
+
+class Slow(Pairs):
+    def batch(self, step, size):
+        time.sleep(0.05)
+        return super().batch(step, size)
+
+config = train_config(steps=60, checkpoint_s=0.2, keep_checkpoints=3)
+fit(net(), Regression(), Slow(0), config, Path(sys.argv[1]), resume="--resume" in sys.argv)
+"""
+
+
+def start(run_dir: Path, *arguments: str) -> subprocess.Popen:
+    environment = os.environ | {"PYTHONPATH": f"{TESTS}:{TESTS.parent / 'src'}"}
+    return subprocess.Popen(
+        [sys.executable, "-c", PROGRAM, str(run_dir), *arguments],
+        env=environment,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def wait_for_checkpoint(run_dir: Path, process: subprocess.Popen) -> None:
+    deadline = time.monotonic() + 60
+    while not list(run_dir.glob("checkpoints/step-*/manifest.json")):
+        assert process.poll() is None, process.stderr.read()
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory) -> checkpoint.TrainingState:
+    run_dir = tmp_path_factory.mktemp("undisturbed")
+    path = fit(net(), Regression(), Pairs(0), train_config(steps=60), run_dir)
+    return checkpoint.load_training_state(path)
+
+
+def assert_same_to_the_bit(one: checkpoint.TrainingState, other: checkpoint.TrainingState) -> None:
+    assert one.step == other.step
+    for part in ("weights", "average", "optimizer"):
+        first, second = getattr(one, part), getattr(other, part)
+        assert first.keys() == second.keys()
+        assert all(first[name].equal(second[name]) for name in first), part
+
+
+@pytest.mark.parametrize(
+    ("number", "code"), [(signal.SIGKILL, -9), (signal.SIGINT, 130), (signal.SIGTERM, 0)]
+)
+def test_a_stopped_run_resumes_to_the_bit(tmp_path, undisturbed, number, code):
+    run_dir = tmp_path / "run"
+    process = start(run_dir)
+    wait_for_checkpoint(run_dir, process)
+    process.send_signal(number)
+    _, told = process.communicate(timeout=60)
+    assert process.returncode == code, told
+    if number != signal.SIGKILL:
+        assert "--resume" in told.splitlines()[-1]
+    before, _ = checkpoint.latest(run_dir)
+    assert before is not None
+    assert 0 < before.step < 60
+    again = start(run_dir, "--resume")
+    _, told = again.communicate(timeout=60)
+    assert again.returncode == 0, told
+    after, refused = checkpoint.latest(run_dir)
+    assert refused == []
+    assert_same_to_the_bit(after, undisturbed)

@@ -1,0 +1,1 @@
+"""Real classes at toy size, shared by tests."""
