@@ -59,7 +59,7 @@ def failing(monkeypatch: pytest.MonkeyPatch) -> typer.Typer:
         (["bare"], 1, "kosmosg: no config.json in there"),
         (["interrupt"], 130, "kosmosg: stopped by Ctrl-C"),
         (["own-words"], 130, "saved"),
-        (["nubmer"], 2, "kosmosg: No such command 'nubmer'"),
+        (["numbers"], 2, "kosmosg: No such command 'numbers'"),
         (["number"], 2, "kosmosg: Missing argument 'count'; see kosmosg number --help"),
         (
             ["number", "many"],

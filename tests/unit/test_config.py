@@ -126,12 +126,12 @@ def test_a_wrong_override_names_path_value_and_remedy(change: str, words: list[s
 
 def test_unknown_field_in_a_file_is_named_with_the_file(tmp_path: Path) -> None:
     path = tmp_path / "run.yaml"
-    path.write_text("run_dir: a\noptim: {lr: 1e-3, beta: 1}\nsources: [{name: a, wieght: 2}]\n")
+    path.write_text("run_dir: a\noptim: {lr: 1e-3, beta: 1}\nsources: [{name: a, weights: 2}]\n")
     with pytest.raises(ConfigError) as caught:
         config.load(RunConfig, path)
     assert str(caught.value) == (
         f"{path}: no field 'optim.beta'; did you mean optim.betas?;"
-        " no field 'sources.0.wieght'; did you mean sources.weight?"
+        " no field 'sources.0.weights'; did you mean sources.weight?"
     )
 
 
