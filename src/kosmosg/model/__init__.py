@@ -1,0 +1,1 @@
+"""The model: paper section 2."""
