@@ -25,10 +25,10 @@ IGNORED = -100
 class Encoded:
     """One sequence; `labels[t]` is the id that position t must predict, or -100."""
 
-    input_ids: Int[Tensor, "seq"]
-    image_mask: Bool[Tensor, "seq"]
+    input_ids: Int[Tensor, " seq"]
+    image_mask: Bool[Tensor, " seq"]
     pixel_values: Float[Tensor, "images 3 height width"] | None
-    labels: Int[Tensor, "seq"] | None = None
+    labels: Int[Tensor, " seq"] | None = None
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -77,7 +77,7 @@ def encode(prompt: Prompt, tokenizer: Tokenizer, *, num_latents: int, image_size
             snippet = tokenizer.encode(part)
             ids += snippet
             slots += [False] * len(snippet)
-        elif isinstance(part, Image.Image):
+        elif isinstance(part, Image.Image):  # pyright: ignore[reportUnnecessaryIsInstance]
             ids += [tokenizer.image_id] * (1 + num_latents) + [tokenizer.end_image_id]
             slots += [False] + [True] * num_latents + [False]
             pictures.append(clip_view(part, image_size))
@@ -150,7 +150,9 @@ def decode(encoded: Encoded, tokenizer: Tokenizer) -> list[str | int]:
     parts: list[str | int] = []
     text: list[int] = []
     num_pictures = 0
-    for index, is_slot in zip(encoded.input_ids.tolist(), encoded.image_mask.tolist(), strict=True):
+    for index, is_slot in zip(
+        map(int, encoded.input_ids), map(bool, encoded.image_mask), strict=True
+    ):
         if index == tokenizer.image_id and not is_slot:
             parts += [tokenizer.decode(text), num_pictures] if text else [num_pictures]
             text = []

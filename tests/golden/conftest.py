@@ -9,7 +9,8 @@ from typing import Any, TypeVar
 import numpy as np
 import pytest
 import torch
-from diffusers import AutoencoderKL, UNet2DConditionModel
+from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
+from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel
@@ -96,7 +97,7 @@ def golden_decoder(golden_config: dict[str, Any]) -> ImageDecoder:
 @pytest.fixture(scope="session")
 def golden_text_encoder(golden_config: dict[str, Any]) -> CLIPTextModel:
     special = {"bos_token_id": 0, "eos_token_id": 2, "pad_token_id": 1}
-    config = CLIPTextConfig(**golden_config["text_full"], **special)
+    config = CLIPTextConfig.from_dict(golden_config["text_full"] | special)
     return fill(CLIPTextModel(config), "text_encoder.").eval()
 
 

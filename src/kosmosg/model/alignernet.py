@@ -1,10 +1,10 @@
-"""AlignerNet: from the language model's hidden states to the image decoder's conditions and back."""
+"""AlignerNet: from the hidden states of words to the image decoder's conditions, and back."""
 
 import math
 
 import torch
-from diffusers import ConfigMixin, ModelMixin
-from diffusers.configuration_utils import register_to_config
+from diffusers.configuration_utils import ConfigMixin, register_to_config
+from diffusers.models.modeling_utils import ModelMixin
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
@@ -132,7 +132,7 @@ class AlignerEncoder(nn.Module):
 
 
 class AlignerDecoder(nn.Module):
-    """N: a stack of queries, one a position, that read the prompt embeds, then a stack over them."""
+    """N: a stack of queries, one a position, that read the prompt embeds; then a plain stack."""
 
     def __init__(
         self,

@@ -1,6 +1,6 @@
 """CLIP's vision tower: one picture to one normalised feature a patch."""
 
-import torch.nn.functional as F  # noqa: N812 -- its name everywhere
+import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 from transformers import CLIPVisionConfig, CLIPVisionModel

@@ -3,20 +3,18 @@
 from typing import Literal
 
 import torch
-from diffusers import (
-    AutoencoderKL,
-    DDIMScheduler,
-    DPMSolverMultistepScheduler,
-    PNDMScheduler,
-    SchedulerMixin,
-    UNet2DConditionModel,
-)
+from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
+from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
+from diffusers.schedulers.scheduling_ddim import DDIMScheduler
+from diffusers.schedulers.scheduling_dpmsolver_multistep import DPMSolverMultistepScheduler
+from diffusers.schedulers.scheduling_pndm import PNDMScheduler
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from kosmosg.errors import ConfigError
 
 SchedulerName = Literal["dpms", "ddim", "pndm"]
+Scheduler = DPMSolverMultistepScheduler | DDIMScheduler | PNDMScheduler
 Latents = Float[Tensor, "batch latent_channels latent_height latent_width"]
 
 NOISE_SCHEDULE = {
@@ -29,7 +27,7 @@ NOISE_SCHEDULE = {
 }
 
 
-def scheduler(name: SchedulerName) -> SchedulerMixin:
+def scheduler(name: SchedulerName) -> Scheduler:
     """Return a sampler of the released model, in diffusers' own class.
 
     Args:
@@ -75,16 +73,17 @@ class ImageDecoder(nn.Module):
         generator: torch.Generator | list[torch.Generator] | None = None,
     ) -> Latents:
         """Return scaled latents, sampled with `generator` (a list: one a picture)."""
-        distribution = self.vae.encode(target_images).latent_dist
-        return distribution.sample(generator) * self.vae.config.scaling_factor
+        distribution = self.vae.encode(target_images, return_dict=False)[0]
+        sample = distribution.sample(generator)  # pyright: ignore[reportArgumentType] -- or a list
+        return sample * self.vae.config["scaling_factor"]
 
     @torch.no_grad()
     def decode_latents(self, latents: Latents) -> Float[Tensor, "batch 3 height width"]:
         """Return the pictures of scaled latents, about -1 to 1."""
-        return self.vae.decode(latents / self.vae.config.scaling_factor).sample
+        return self.vae.decode(latents / self.vae.config["scaling_factor"], return_dict=False)[0]
 
     def add_noise(
-        self, latents: Latents, noise: Latents, timesteps: Int[Tensor, "batch"]
+        self, latents: Latents, noise: Latents, timesteps: Int[Tensor, " batch"]
     ) -> Latents:
         """Return latents as they look at `timesteps` (0 to 999) of the noise schedule."""
         kept = self.alphas_cumprod[timesteps][:, None, None, None].to(latents.dtype)
@@ -93,8 +92,8 @@ class ImageDecoder(nn.Module):
     def noise_pred(
         self,
         noisy_latents: Latents,
-        timesteps: Int[Tensor, "batch"],
+        timesteps: Int[Tensor, " batch"],
         prompt_embeds: Float[Tensor, "batch queries embed"],
     ) -> Latents:
         """Return the U-Net's guess of the noise; the prompt embeds receive its gradient."""
-        return self.unet(noisy_latents, timesteps, encoder_hidden_states=prompt_embeds).sample
+        return self.unet(noisy_latents, timesteps, prompt_embeds, return_dict=False)[0]

@@ -1,4 +1,4 @@
-"""The Magneto transformer block, with a LayerNorm inside each sub-layer; MLLM and AlignerNet share it.
+"""The Magneto block, with a LayerNorm inside each sub-layer, which MLLM and AlignerNet share.
 
 LayerNorm, softmax and GELU need no casts: in half precision their kernels compute in float32 and
 round once (tested).
@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F  # noqa: N812 -- its name everywhere
+import torch.nn.functional as F
 from einops import rearrange
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn

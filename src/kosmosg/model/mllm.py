@@ -4,9 +4,9 @@ import math
 from typing import Literal
 
 import torch
-import torch.nn.functional as F  # noqa: N812 -- its name everywhere
-from diffusers import ConfigMixin, ModelMixin
-from diffusers.configuration_utils import register_to_config
+import torch.nn.functional as F
+from diffusers.configuration_utils import ConfigMixin, register_to_config
+from diffusers.models.modeling_utils import ModelMixin
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
