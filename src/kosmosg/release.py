@@ -1,0 +1,162 @@
+"""A model's directory, as `save_pretrained` writes it and `from_pretrained` expects it."""
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from importlib.resources import files
+from pathlib import Path
+
+from safetensors import SafetensorError, safe_open
+from torch import nn
+
+from kosmosg import config
+from kosmosg.errors import CheckpointError, ConfigError
+
+FORMAT_VERSION = 1
+GENERATION_FILE = "generation_config.json"
+INDEX_FILE = "model_index.json"
+SHIPPED = ("nano",)
+_WEIGHTS = "diffusion_pytorch_model"
+PARTS = ("mllm", "aligner", "unet", "vae")
+
+
+@dataclass(frozen=True, kw_only=True)
+class GenerationConfig:
+    """What a model generates with where the caller says nothing.
+
+    Args:
+        format_version: The layout of the model's directory.
+        scheduler: The sampler; a name that `scheduler` knows, or the class kept in scheduler/.
+        num_inference_steps: Steps of the sampler.
+        guidance_scale: Strength of guidance; 1 and below means none.
+        height: Of the picture, in pixels.
+        width: Of the picture, in pixels.
+        max_pictures: The most pictures a prompt may have.
+
+    Source:
+        The defaults are those of the released demo (NUMERICS section 10).
+    """
+
+    format_version: int = FORMAT_VERSION
+    scheduler: str = "dpms"
+    num_inference_steps: int = 50
+    guidance_scale: float = 6.0
+    height: int = 512
+    width: int = 512
+    max_pictures: int = 8
+
+
+def find(name_or_path: str | os.PathLike[str]) -> Path:
+    """Return the directory of a shipped model (`nano`) or of a path.
+
+    Raises:
+        CheckpointError: If there is no such directory.
+    """
+    if name_or_path in SHIPPED and not Path(name_or_path).is_dir():
+        return Path(str(files("kosmosg"))) / str(name_or_path)
+    directory = Path(name_or_path)
+    if not directory.is_dir():
+        raise CheckpointError(
+            f"no model at {directory}: it is not a directory; "
+            f"give one that save_pretrained wrote, or the name of the shipped model, {SHIPPED[0]}"
+        )
+    return directory
+
+
+def read_generation_config(directory: Path) -> GenerationConfig:
+    """Return the model's generation defaults, after checking the version of its directory.
+
+    Raises:
+        CheckpointError: If the directory is no model of ours, or one of another version.
+    """
+    path = directory / GENERATION_FILE
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise CheckpointError(
+            f"{directory} is no Kosmos-G model: {GENERATION_FILE} is missing; "
+            "give a directory that save_pretrained wrote"
+        ) from None
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"cannot read {path}: {error}; restore the file") from None
+    version = data.get("format_version") if isinstance(data, dict) else None
+    if version != FORMAT_VERSION:
+        raise CheckpointError(
+            f"{directory} has format version {version}; this kosmosg reads version "
+            f"{FORMAT_VERSION}: install the kosmosg that wrote it, or save it again with this one"
+        )
+    try:
+        return config.from_dict(GenerationConfig, data)
+    except ConfigError as error:
+        raise CheckpointError(f"{path}: {error}") from None
+
+
+def check_files(directory: Path, parts: Sequence[str], *, variant: str | None = None) -> None:
+    """Pass a directory that has every file it needs.
+
+    Args:
+        directory: The model's.
+        parts: Those that will be loaded from it.
+        variant: Of the weights, such as `fp16`; parts without it may have the plain weights.
+
+    Raises:
+        CheckpointError: Naming the first missing file and what to do.
+    """
+    needed = [directory / INDEX_FILE, directory / "scheduler" / "scheduler_config.json"]
+    needed += [directory / part / "config.json" for part in parts]
+    for path in needed:
+        if not path.is_file():
+            raise CheckpointError(f"{path} is missing; {_remedy(directory)}")
+    for part in parts:
+        if not weight_files(directory / part, variant=variant):
+            path = directory / part / f"{_WEIGHTS}.safetensors"
+            raise CheckpointError(f"the weights {path} are missing; {_remedy(directory)}")
+
+
+def weight_files(folder: Path, *, variant: str | None = None) -> list[Path]:
+    """Return the files of one part's weights: of the variant if there are such, else the plain."""
+    named = sorted(folder.glob(f"{_WEIGHTS}.{variant}*.safetensors")) if variant else []
+    return named or [
+        path
+        for path in sorted(folder.glob(f"{_WEIGHTS}*.safetensors"))
+        if "." not in path.stem  # a dot there starts a variant
+    ]
+
+
+def check_weights(
+    directory: Path, modules: Mapping[str, nn.Module], *, variant: str | None = None
+) -> None:
+    """Pass a model whose parts were loaded from files with exactly their keys.
+
+    diffusers only logs a key that is missing or unexpected, and leaves the missing ones random.
+
+    Raises:
+        CheckpointError: Naming the part and the keys.
+    """
+    for name, module in modules.items():
+        stored: set[str] = set()
+        for path in weight_files(directory / name, variant=variant):
+            try:
+                with safe_open(path, framework="pt") as file:
+                    stored |= set(file.keys())
+            except SafetensorError as error:
+                raise CheckpointError(f"{path} is damaged: {error}; {_remedy(directory)}") from None
+        own = set(module.state_dict())
+        if stored != own:
+            raise CheckpointError(
+                f"the weights of {directory / name} do not fit its config.json: "
+                f"missing {_some(own - stored)}, unexpected {_some(stored - own)}; "
+                f"{_remedy(directory)}"
+            )
+
+
+def _remedy(directory: Path) -> str:
+    if directory.name in SHIPPED and directory.parent == Path(str(files("kosmosg"))):
+        return "reinstall kosmosg (the model is part of the package)"
+    return "copy the whole directory again, or save it again with save_pretrained"
+
+
+def _some(names: set[str]) -> str:
+    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+    return (", ".join(sorted(names)[:3]) + more) or "none"
