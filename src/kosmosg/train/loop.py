@@ -1,6 +1,5 @@
 """The one loop: any module, any stage, any stream; stops and continues to the bit."""
 
-import hashlib
 import signal
 import sys
 import time
@@ -16,7 +15,7 @@ from torch import Tensor, nn
 
 from kosmosg import checkpoint
 from kosmosg.config import to_dict
-from kosmosg.data.mixture import Stream
+from kosmosg.data.mixture import Stream, seed_of
 from kosmosg.errors import CheckpointError, ConfigError, KosmosGError
 from kosmosg.train.log import RunLog
 from kosmosg.train.optim import (
@@ -30,7 +29,13 @@ from kosmosg.train.optim import (
 )
 from kosmosg.train.prefetch import MicroBatch, Prefetch, cut, to_device
 from kosmosg.train.rundir import open_run_dir, signals_received
-from kosmosg.train.stage import Stage, freeze_except, micro_batch_generator, seed_of
+from kosmosg.train.stage import (
+    Stage,
+    buffers,
+    freeze_except,
+    frozen_sum,
+    micro_batch_generator,
+)
 
 Samples = Callable[[nn.Module, int], Image.Image]
 
@@ -124,7 +129,7 @@ class _Run:
         freeze_except(model, stage.trainable)
         self.named = {n: p for n, p in model.named_parameters() if p.requires_grad}
         _check(self.named, config)
-        self.frozen_sum = _frozen_sum(model)
+        self.frozen_sum = frozen_sum(model)
         self.optimizer = make_optimizer(config.optim, self.named.values())
         self.average = Average(config.ema, self.named) if config.ema else None
         self.step = 0
@@ -255,7 +260,7 @@ class _Run:
     def save(self) -> Path:
         state = checkpoint.TrainingState(
             step=self.step,
-            weights=self.named | _buffers(self.model),
+            weights=self.named | buffers(self.model),
             average=self.average.tensors if self.average else {},
             optimizer=optimizer_tensors(self.optimizer, self.named),
             numbers={
@@ -323,22 +328,6 @@ def _check(named: Mapping[str, nn.Parameter], config: TrainConfig) -> None:
     for name in ("steps", "global_batch_size", "micro_batch", "log_every", "validate_every"):
         if getattr(config, name) < 1:
             raise ConfigError(f"{name} = {getattr(config, name)}; it must be at least 1")
-
-
-def _frozen_sum(model: nn.Module) -> str:
-    """Return the sha256 of the frozen parameters, which checkpoints do not hold."""
-    total = hashlib.sha256()
-    for name, parameter in model.named_parameters():
-        if not parameter.requires_grad:
-            total.update(name.encode())
-            data = parameter.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
-            total.update(data.numpy().data)
-    return total.hexdigest()
-
-
-def _buffers(model: nn.Module) -> dict[str, Tensor]:
-    parameters = {name for name, _ in model.named_parameters(remove_duplicate=False)}
-    return {n: value for n, value in model.state_dict().items() if n not in parameters}
 
 
 def _learned(terms: Mapping[str, Tensor]) -> Tensor:

@@ -121,15 +121,13 @@ def restore_optimizer(
 
 
 class Average:
-    """The moving average of named parameters, kept in float32 beside them."""
+    """The moving average of named parameters, kept beside them."""
 
     def __init__(self, config: EmaConfig, named: Mapping[str, nn.Parameter]) -> None:
         self.config = config
         self.updates = 0
         self._parameters = list(named.values())
-        self.tensors = {
-            name: parameter.detach().float().clone() for name, parameter in named.items()
-        }
+        self.tensors = {name: parameter.detach().clone() for name, parameter in named.items()}
 
     def update(self, step: int) -> None:
         """Bring the average up to date after update number `step`, every so many steps."""
@@ -139,8 +137,8 @@ class Average:
         # Early on the average would mostly remember the initial weights; so it starts shorter.
         steps = self.updates * self.config.every
         decay = min(self.config.decay, (1 + steps) / (10 + steps)) ** self.config.every
-        current = [parameter.detach().float() for parameter in self._parameters]
-        torch._foreach_lerp_(list(self.tensors.values()), current, 1 - decay)
+        for average, parameter in zip(self.tensors.values(), self._parameters, strict=True):
+            average.lerp_(parameter.detach(), 1 - decay)
 
     def swap(self) -> None:
         """Exchange the average and the weights; a second call undoes the first."""

@@ -1,5 +1,6 @@
 """The narrowest seam: what a stage of training must say, and how it draws its random numbers."""
 
+import hashlib
 from collections.abc import Sequence
 from fnmatch import fnmatchcase
 from typing import Any, Protocol, runtime_checkable
@@ -9,6 +10,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
+from kosmosg.data.mixture import seed_of
 from kosmosg.errors import ConfigError
 
 
@@ -33,7 +35,7 @@ class Stage(Protocol):
 
     def loss(
         self,
-        model: nn.Module,
+        model: Any,  # noqa: ANN401 - the module that this stage is about
         batch: Any,  # noqa: ANN401
         generator: torch.Generator,
     ) -> dict[str, Tensor]:
@@ -72,17 +74,21 @@ def freeze_except(model: nn.Module, patterns: Sequence[str]) -> list[str]:
     return trainable
 
 
-def seed_of(*parts: int | str) -> int:
-    """Return a 63-bit seed that depends on every part; the same on every machine."""
-    state = 0x9E3779B97F4A7C15
-    for part in parts:
-        data = part.encode() if isinstance(part, str) else int(part).to_bytes(16, "little")
-        for byte in data:  # FNV-1a over the bytes, then the finaliser of splitmix64
-            state = ((state ^ byte) * 0x100000001B3) & 0xFFFFFFFFFFFFFFFF
-        state = ((state ^ (state >> 30)) * 0xBF58476D1CE4E5B9) & 0xFFFFFFFFFFFFFFFF
-        state = ((state ^ (state >> 27)) * 0x94D049BB133111EB) & 0xFFFFFFFFFFFFFFFF
-        state ^= state >> 31
-    return state >> 1
+def frozen_sum(model: nn.Module) -> str:
+    """Return the sha256 of the frozen parameters, which checkpoints do not hold."""
+    total = hashlib.sha256()
+    for name, parameter in model.named_parameters():
+        if not parameter.requires_grad:
+            total.update(name.encode())
+            data = parameter.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
+            total.update(data.numpy().data)
+    return total.hexdigest()
+
+
+def buffers(model: nn.Module) -> dict[str, Tensor]:
+    """Return what the model saves besides its parameters."""
+    parameters = {name for name, _ in model.named_parameters(remove_duplicate=False)}
+    return {n: value for n, value in model.state_dict().items() if n not in parameters}
 
 
 def micro_batch_generator(seed: int, step: int | str, first_index: int) -> torch.Generator:
@@ -124,6 +130,12 @@ class Draws:
         """Return one integer in [0, high) for each sample."""
         drawn = [sample.integers(high) for sample in self._samples]
         return torch.tensor(drawn, dtype=torch.int64, device=device)
+
+    def generators(self) -> list[torch.Generator]:
+        """Return a torch generator for each sample, for library code that draws by itself."""
+        return [
+            torch.Generator().manual_seed(int(sample.integers(2**63))) for sample in self._samples
+        ]
 
     def coin(
         self, probability: float, *, device: torch.device | str = "cpu"

@@ -1,0 +1,136 @@
+"""From a configuration to a running stage: the only place that knows all of them."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeAlias
+
+from kosmosg.config import to_dict
+from kosmosg.data.mixture import Stream
+from kosmosg.errors import ConfigError
+from kosmosg.model.image_decoder import ImageDecoder
+from kosmosg.model.kosmosg import KosmosG
+from kosmosg.model.mllm import MLLM
+from kosmosg.tokenizer import Tokenizer
+from kosmosg.train.loop import Samples, TrainConfig, fit
+from kosmosg.train.stage import Stage
+from kosmosg.train.stage1_language import LanguageConfig, LanguageStage
+from kosmosg.train.stage2_align import (
+    AlignConfig,
+    AlignPicturesConfig,
+    AlignPicturesStage,
+    AlignStage,
+    TextTower,
+)
+from kosmosg.train.stage3_instruct import InstructConfig, InstructStage
+
+StageConfig: TypeAlias = LanguageConfig | AlignConfig | AlignPicturesConfig | InstructConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunConfig:
+    """One run: which stage, and how it is trained."""
+
+    stage: StageConfig
+    train: TrainConfig
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Parts:
+    """What a stage works with besides its configuration.
+
+    `model` is an MLLM for stage 1 and a KosmosG for the others; stage 2 needs the text tower,
+    stage 3 the image decoder.
+    """
+
+    model: MLLM | KosmosG
+    tokenizer: Tokenizer
+    stream: Stream
+    validation: Stream | None = None
+    samples: Samples | None = None
+    text_tower: TextTower | None = None
+    image_decoder: ImageDecoder | None = None
+
+
+def run(
+    config: RunConfig,
+    parts: Parts,
+    run_dir: Path,
+    *,
+    resume: bool = False,
+    recipe: Mapping[str, Any] | None = None,
+) -> Path:
+    """Train one stage; return its last checkpoint's directory. The model then holds the result.
+
+    Args:
+        config: The type of its `stage` picks the stage.
+        parts: What it works with.
+        run_dir: See `fit`.
+        resume: Continue a run that was stopped.
+        recipe: A larger configuration that this one is a part of, to be kept and compared; None
+            means `config`.
+
+    Raises:
+        ConfigError: If a part that the stage needs is missing; else as `fit`.
+    """
+    return fit(
+        parts.model,
+        make_stage(config.stage, parts),
+        parts.stream,
+        config.train,
+        run_dir,
+        resume=resume,
+        validation=parts.validation,
+        samples=parts.samples,
+        recipe=to_dict(config) if recipe is None else recipe,
+    )
+
+
+def make_stage(config: StageConfig, parts: Parts) -> Stage:
+    """Return the stage of a configuration.
+
+    Raises:
+        ConfigError: If a part that it needs is missing.
+    """
+    mllm = parts.model.mllm if isinstance(parts.model, KosmosG) else parts.model
+    common = {
+        "tokenizer": parts.tokenizer,
+        "num_latents": mllm.config["num_latents"],
+        "image_size": mllm.config["image_size"],
+        "trainable": config.trainable,
+    }
+    match config:
+        case LanguageConfig():
+            return LanguageStage(**common, word_weights=config.word_weights)
+        case AlignConfig():
+            return AlignStage(
+                **common,
+                text_tower=_need(parts.text_tower, "text_tower", config),
+                padding=config.padding,
+                mllm=config.mllm,
+            )
+        case AlignPicturesConfig():
+            return AlignPicturesStage(
+                **common, text_tower=_need(parts.text_tower, "text_tower", config)
+            )
+        case InstructConfig():
+            decoder = _need(parts.image_decoder, "image_decoder", config)
+            return InstructStage(
+                **common,
+                target_size=_target_size(decoder),
+                image_decoder=decoder,
+                condition_drop=config.condition_drop,
+                min_snr_gamma=config.min_snr_gamma,
+            )
+
+
+def _need(part: Any, name: str, config: StageConfig) -> Any:  # noqa: ANN401 - passes it through
+    if part is None:
+        raise ConfigError(f"stage {config.kind!r} needs {name}; give it with the parts")
+    return part
+
+
+def _target_size(decoder: ImageDecoder) -> int:
+    """Return the side of the pictures whose latents the U-Net was made for."""
+    factor = 2 ** (len(decoder.vae.config["block_out_channels"]) - 1)
+    return decoder.unet.config["sample_size"] * factor

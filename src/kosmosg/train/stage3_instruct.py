@@ -1,0 +1,131 @@
+"""Stage 3: instruction tuning, the diffusion loss through the frozen image decoder."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from kosmosg.data.compose import Composed
+from kosmosg.images import decoder_view
+from kosmosg.model.image_decoder import ImageDecoder
+from kosmosg.model.kosmosg import KosmosG
+from kosmosg.sequence import Batch, collate, encode
+from kosmosg.tokenizer import Tokenizer
+from kosmosg.train.stage import Draws
+
+
+@dataclass(frozen=True, kw_only=True)
+class InstructConfig:
+    """Stage 3, over a KosmosG.
+
+    `condition_drop` is how often a prompt is replaced by the null prompt, for guidance.
+    `min_snr_gamma` weighs timesteps by min(signal to noise, gamma) / (signal to noise); None
+    weighs them alike, as released.
+    """
+
+    kind: Literal["instruct"] = "instruct"
+    trainable: tuple[str, ...]
+    condition_drop: float = 0.1
+    min_snr_gamma: float | None
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class InstructBatch:
+    """Sequences and their targets: pictures in [-1, 1], or latents where the stream gave them."""
+
+    sequences: Batch
+    target_images: Float[Tensor, "batch 3 height width"] | None
+    latents: Float[Tensor, "batch channels latent_height latent_width"] | None
+
+    def to(self, device: torch.device | str) -> "InstructBatch":
+        """Return the batch on another device."""
+        pictures, latents = self.target_images, self.latents
+        return InstructBatch(
+            sequences=self.sequences.to(device),
+            target_images=None if pictures is None else pictures.to(device),
+            latents=None if latents is None else latents.to(device),
+        )
+
+
+class InstructStage:
+    """The squared error of the noise that the frozen U-Net predicts under Kosmos-G's condition.
+
+    The U-Net does not learn, yet its gradient reaches the prompt embeds.
+
+    Source:
+        Paper section 2.3; NUMERICS section 6 (stage 3).
+    """
+
+    def __init__(
+        self,
+        *,
+        tokenizer: Tokenizer,
+        num_latents: int,
+        image_size: int,
+        target_size: int,
+        image_decoder: ImageDecoder,
+        trainable: tuple[str, ...],
+        condition_drop: float,
+        min_snr_gamma: float | None,
+    ) -> None:
+        self.trainable = trainable
+        self._tokenizer = tokenizer
+        self._sizes = {"num_latents": num_latents, "image_size": image_size}
+        self._target_size = target_size
+        self._image_decoder = image_decoder.requires_grad_(False).eval()
+        self._condition_drop = condition_drop
+        self._min_snr_gamma = min_snr_gamma
+
+    def collate(self, records: Sequence[Composed]) -> InstructBatch:
+        """Return the prompts as sequences, and their targets."""
+        encoded = [encode(record.prompt, self._tokenizer, **self._sizes) for record in records]
+        sequences = collate(encoded, pad_id=self._tokenizer.pad_id)
+        latents = [record.latents for record in records if record.latents is not None]
+        if len(latents) == len(records):
+            return InstructBatch(
+                sequences=sequences, target_images=None, latents=torch.stack(latents)
+            )
+        pictures = [decoder_view(record.target, self._target_size) for record in records]
+        return InstructBatch(sequences=sequences, target_images=torch.stack(pictures), latents=None)
+
+    def weight(self, batch: InstructBatch) -> int:
+        """Return the number of pictures."""
+        return len(batch.sequences.input_ids)
+
+    def loss(
+        self, model: KosmosG, batch: InstructBatch, generator: torch.Generator
+    ) -> dict[str, Tensor]:
+        """Return the error, the mean over a picture's latents, summed over pictures."""
+        sequences = batch.sequences
+        count, device = len(sequences.input_ids), sequences.input_ids.device
+        decoder = self._image_decoder.to(device)
+        draws = Draws(generator, count=count)
+        timesteps = draws.integers(len(decoder.alphas_cumprod), device=device)
+        dropped = draws.coin(self._condition_drop, device=device)
+
+        latents = batch.latents
+        if batch.target_images is not None:
+            latents = decoder.encode_images(batch.target_images, draws.generators())
+        assert latents is not None  # a batch has the one or the other
+        latents = latents.float()
+        noise = draws.normal(*latents.shape[1:], device=device)
+        noisy_latents = decoder.add_noise(latents, noise, timesteps)
+
+        prompt_embeds = model.encode(sequences)
+        null_embeds = model.null(self._tokenizer)
+        prompt_embeds = torch.where(dropped[:, None, None], null_embeds, prompt_embeds)
+        noise_pred = decoder.noise_pred(noisy_latents, timesteps, prompt_embeds)
+        errors = (noise_pred.float() - noise).square().flatten(1).mean(1)
+        return {"diffusion": (errors * self._timestep_weights(decoder, timesteps)).sum()}
+
+    def _timestep_weights(
+        self, decoder: ImageDecoder, timesteps: Int[Tensor, " batch"]
+    ) -> Float[Tensor, " batch"]:
+        if self._min_snr_gamma is None:
+            return torch.ones_like(timesteps, dtype=torch.float32)
+        kept = decoder.alphas_cumprod[timesteps].float()
+        signal_to_noise = kept / (1 - kept)
+        return signal_to_noise.clamp(max=self._min_snr_gamma) / signal_to_noise
