@@ -5,6 +5,7 @@ import sys
 import time
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from tqdm import tqdm
 
@@ -71,7 +72,7 @@ class RunLog:
         self._board.close()
 
 
-def read_log(run_dir: Path) -> list[dict[str, float]]:
+def read_log(run_dir: Path) -> list[dict[str, Any]]:
     """Return the entries of a run's log; a last line torn by a crash is left out."""
     path = run_dir / LOG_NAME
     if not path.exists():

@@ -209,7 +209,7 @@ class _Run:
         self.optimizer.zero_grad(set_to_none=True)
         if self.average:
             self.average.update(step + 1)
-        return {**values, "lr": torch.tensor(rate)}
+        return {**values, "lr": torch.tensor(rate, dtype=torch.float64)}
 
     def _loss(self, piece: MicroBatch, step: int | str) -> dict[str, Tensor]:
         generator = micro_batch_generator(self.config.seed, step, piece.first_index)
