@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import hypothesis
 import pytest
 from jaxtyping import install_import_hook
 
@@ -16,6 +17,10 @@ os.environ |= {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "TOKENIZERS_PARAL
 # Shapes and types of every function of kosmosg are checked here and nowhere else. The hook must
 # come before the first import of kosmosg, so tests/conftest.py itself imports none of it.
 install_import_hook("kosmosg", "beartype.beartype")
+
+# The same examples each time, and no deadline: a busy machine is not a wrong program.
+hypothesis.settings.register_profile("kosmosg", deadline=None, derandomize=True, database=None)
+hypothesis.settings.load_profile("kosmosg")
 
 _REPOSITORY = Path(__file__).parents[1]
 _HOME = pytest.StashKey[tempfile.TemporaryDirectory[str]]()
@@ -81,3 +86,13 @@ def shared_dir() -> Path:
     if not folder.is_dir():
         pytest.skip(f"NOT PROVED HERE: no shared folder at {folder}; set KOSMOSG_SHARED to it")
     return folder
+
+
+@pytest.fixture(scope="session")
+def toy_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A whole model of random weights, as `save_pretrained` writes it."""
+    from toys.model import toy_pipeline
+
+    directory = tmp_path_factory.mktemp("toy") / "model"
+    toy_pipeline().save_pretrained(directory)
+    return directory

@@ -25,7 +25,7 @@ T = TypeVar("T")
 
 def to_dict(cfg: object) -> dict[str, Any]:
     """Return the configuration as JSON-ready dicts, lists, strings, numbers, booleans and None."""
-    return TypeAdapter(type(cfg)).dump_python(cfg, mode="json")
+    return _adapter(type(cfg)).dump_python((cfg,), mode="json")[0]
 
 
 def to_yaml(cfg: object) -> str:
