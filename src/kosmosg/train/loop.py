@@ -37,6 +37,16 @@ from kosmosg.train.stage import (
     micro_batch_generator,
 )
 
+_COUNTS = (
+    "steps",
+    "global_batch_size",
+    "micro_batch",
+    "keep_checkpoints",
+    "log_every",
+    "validate_every",
+    "validation_records",
+    "samples_every",
+)
 Samples = Callable[[nn.Module, int], Image.Image]
 
 
@@ -58,7 +68,7 @@ class TrainConfig:
     ema: EmaConfig | None
     precision: Literal["float32", "bfloat16"]
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    checkpoint_s: float = 180
+    checkpoint_s: float = 180.0
     keep_checkpoints: int = 2
     log_every: int = 10
     validate_every: int = 100
@@ -325,9 +335,11 @@ def _check(named: Mapping[str, nn.Parameter], config: TrainConfig) -> None:
                 f"{name} is {parameter.dtype}; what learns must be float32 (model.float()), and"
                 " precision=bfloat16 then computes in bfloat16"
             )
-    for name in ("steps", "global_batch_size", "micro_batch", "log_every", "validate_every"):
+    for name in _COUNTS:
         if getattr(config, name) < 1:
             raise ConfigError(f"{name} = {getattr(config, name)}; it must be at least 1")
+    if not 0 <= config.seed < 2**63:
+        raise ConfigError(f"seed = {config.seed}; it must lie between 0 and 2**63 - 1")
 
 
 def _learned(terms: Mapping[str, Tensor]) -> Tensor:

@@ -1,0 +1,153 @@
+import json
+import resource
+
+import pytest
+import torch
+from torch import nn
+
+from kosmosg import checkpoint
+from kosmosg.errors import CheckpointError
+
+
+def state(step: int) -> checkpoint.TrainingState:
+    return checkpoint.TrainingState(
+        step=step,
+        weights={"a": torch.full((3,), float(step)), "count": torch.tensor(step)},
+        average={"a": torch.zeros(3)},
+        optimizer={"a/step": torch.tensor(float(step)), "a/exp_avg": torch.ones(3)},
+        numbers={"frozen": "abc"},
+    )
+
+
+def save(run_dir, step, keep=2):
+    return checkpoint.save_training_state(run_dir, state(step), config={"seed": 1}, keep=keep)
+
+
+def test_a_training_state_comes_back_to_the_bit(tmp_path):
+    path = save(tmp_path, 7)
+    back = checkpoint.load_training_state(path)
+    assert back.step == 7
+    assert back.numbers == {"frozen": "abc"}
+    for part in ("weights", "average", "optimizer"):
+        ours, theirs = getattr(state(7), part), getattr(back, part)
+        assert ours.keys() == theirs.keys()
+        assert all(value.equal(theirs[name]) for name, value in ours.items())
+    assert json.loads((path / "config.json").read_text()) == {"seed": 1}
+
+
+def test_only_the_last_few_are_kept_and_nothing_half_written(tmp_path):
+    for step in range(1, 6):
+        save(tmp_path, step, keep=3)
+    names = sorted(path.name for path in (tmp_path / "checkpoints").iterdir())
+    assert names == ["step-00000003", "step-00000004", "step-00000005"]
+
+
+def test_saving_the_same_step_again_replaces_it(tmp_path):
+    save(tmp_path, 1)
+    path = save(tmp_path, 1)
+    assert checkpoint.load_training_state(path).step == 1
+
+
+@pytest.mark.parametrize("harm", ["cut", "flip", "remove", "no manifest", "empty"])
+def test_a_torn_newest_checkpoint_falls_back_to_the_one_before(tmp_path, harm):
+    save(tmp_path, 1)
+    newest = save(tmp_path, 2)
+    victim = newest / "weights.safetensors"
+    data = victim.read_bytes()
+    match harm:
+        case "cut":
+            victim.write_bytes(data[:-3])
+        case "flip":
+            victim.write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
+        case "remove":
+            victim.unlink()
+        case "no manifest":
+            (newest / "manifest.json").unlink()
+        case "empty":
+            for path in newest.iterdir():
+                path.unlink()
+    found, refused = checkpoint.latest(tmp_path)
+    assert found is not None
+    assert found.step == 1
+    assert len(refused) == 1
+    assert str(newest) in refused[0]
+
+
+def test_no_checkpoint_is_no_error(tmp_path):
+    assert checkpoint.latest(tmp_path) == (None, [])
+
+
+def test_another_format_version_is_named(tmp_path):
+    path = save(tmp_path, 1)
+    manifest = json.loads((path / "manifest.json").read_text())
+    (path / "manifest.json").write_text(json.dumps(manifest | {"format_version": 99}))
+    with pytest.raises(CheckpointError, match="format version 99, this program reads version 1"):
+        checkpoint.load_training_state(path)
+
+
+@pytest.fixture
+def _little_room():
+    """The system refuses files above 2 kB, as a full disk would: with an OSError while writing."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (2048, hard))
+    yield
+    resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+@pytest.mark.usefixtures("_little_room")
+def test_a_full_disk_is_one_clear_line_and_costs_nothing(tmp_path):
+    before = save(tmp_path, 1)
+    big = checkpoint.TrainingState(
+        step=2, weights={"a": torch.zeros(4096)}, average={}, optimizer={}
+    )
+    with pytest.raises(CheckpointError, match=r"cannot write .*step-00000002: File too large"):
+        checkpoint.save_training_state(tmp_path, big, config={}, keep=1)
+    assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == [before.name]
+    assert checkpoint.load_training_state(before).step == 1
+    weights = tmp_path / "weights.safetensors"
+    checkpoint.save_weights(weights, {"a": torch.ones(3)})
+    with pytest.raises(CheckpointError, match="cannot write"):
+        checkpoint.save_weights(weights, {"a": torch.zeros(4096)})
+    assert checkpoint.read_weights(weights)["a"].equal(torch.ones(3))
+    assert [path.name for path in tmp_path.glob(".*")] == []
+
+
+def test_weights_round_trip_in_a_narrower_type(tmp_path):
+    path = tmp_path / "deep" / "w.safetensors"
+    digest = checkpoint.save_weights(
+        path, {"w": torch.tensor([1.0, 2.0]), "n": torch.tensor(3)}, dtype=torch.bfloat16
+    )
+    back = checkpoint.read_weights(path)
+    assert back["w"].dtype == torch.bfloat16
+    assert back["n"].dtype == torch.int64
+    assert len(digest) == 64
+
+
+@pytest.mark.parametrize("data", [b"", b"not weights", b"\xff" * 64])
+def test_a_file_that_holds_no_weights_is_refused(tmp_path, data):
+    path = tmp_path / "w.safetensors"
+    path.write_bytes(data)
+    with pytest.raises(CheckpointError, match=r"w\.safetensors is not a safetensors file"):
+        checkpoint.read_weights(path)
+    with pytest.raises(CheckpointError, match="cannot read weights"):
+        checkpoint.read_weights(tmp_path / "none")
+
+
+def test_loading_is_strict_and_names_what_differs():
+    model = nn.Linear(2, 3)
+    good = {"weight": torch.ones(3, 2), "bias": torch.ones(3)}
+    checkpoint.load_weights(model, good, source="here")
+    assert model.weight.detach().equal(torch.ones(3, 2))
+    with pytest.raises(CheckpointError, match=r"here .*missing bias; unexpected extra"):
+        checkpoint.load_weights(
+            model, {"weight": good["weight"], "extra": torch.ones(1)}, source="here"
+        )
+    with pytest.raises(CheckpointError, match=r"bias has shape \(4,\), Linear expects \(3,\)"):
+        checkpoint.load_weights(model, good | {"bias": torch.ones(4)}, source="here")
+
+
+def test_a_tied_tensor_needs_one_of_its_names():
+    model = nn.ModuleDict({"table": nn.Embedding(4, 2), "head": nn.Linear(2, 4, bias=False)})
+    model["head"].weight = model["table"].weight
+    checkpoint.load_weights(model, {"table.weight": torch.ones(4, 2)}, source="here")
+    assert model["head"].weight.detach().equal(torch.ones(4, 2))
