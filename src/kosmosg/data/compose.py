@@ -97,7 +97,7 @@ def _texts(text: str) -> list[str]:
     return [text] if text else []
 
 
-class ComposedStream:
+class Composing:
     """A stream of records as stage 3 shows them; the coins depend on (seed, index) only."""
 
     def __init__(self, stream: Stream, *, seed: int) -> None:
