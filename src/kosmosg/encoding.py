@@ -44,8 +44,8 @@ class PromptEncoder:
             sequence.encode(
                 prompt,
                 self._tokenizer,
-                num_latents=config.num_latents,
-                image_size=config.image_size,
+                num_latents=config["num_latents"],
+                image_size=config["image_size"],
             )
             for prompt in said
         ]
@@ -57,7 +57,7 @@ class PromptEncoder:
 
     def null(self, model: KosmosG, device: torch.device | str) -> Embeds:
         """Return the condition of `<s>`, one row, computed again only when a weight has changed."""
-        if torch.is_grad_enabled() or model.training:
+        if torch.is_grad_enabled() or model.mllm.training or model.aligner.training:
             return self._run([sequence.null(self._tokenizer)], model, device)
         state = [
             (weight.data_ptr(), weight.dtype, 0 if weight.is_inference() else weight._version)

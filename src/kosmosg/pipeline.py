@@ -5,9 +5,8 @@ import inspect
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, ClassVar, get_args
+from typing import Any, ClassVar, cast, get_args
 
-import numpy as np
 import torch
 from diffusers.callbacks import MultiPipelineCallbacks, PipelineCallback
 from diffusers.image_processor import VaeImageProcessor
@@ -17,7 +16,6 @@ from diffusers.pipelines.pipeline_utils import DiffusionPipeline, ImagePipelineO
 from diffusers.schedulers.scheduling_utils import SchedulerMixin
 from diffusers.utils.torch_utils import randn_tensor
 from jaxtyping import Float
-from PIL import Image
 from safetensors import SafetensorError
 from torch import Tensor
 
@@ -47,7 +45,7 @@ StepCallback = (
     | PipelineCallback
     | MultiPipelineCallbacks
 )
-Images = list[Image.Image] | np.ndarray | Tensor
+SAMPLERS: tuple[SchedulerName, ...] = get_args(SchedulerName)
 OUTPUT_TYPES = ("pil", "np", "pt", "latent")
 
 
@@ -76,8 +74,8 @@ class KosmosGPipeline(DiffusionPipeline):
         "negative_prompt_embeds",
     ]
 
-    mllm: MLLM | None
-    aligner: AlignerNet | None
+    mllm: MLLM  # or None, as is the next: only for callers who made it so
+    aligner: AlignerNet
     unet: UNet2DConditionModel
     vae: AutoencoderKL
     scheduler: Any
@@ -100,7 +98,7 @@ class KosmosGPipeline(DiffusionPipeline):
         self.register_to_config(tokenizer=(None, None))
         self.tokenizer = tokenizer
         self.generation_config = generation_config or GenerationConfig()
-        self.vae_scale_factor = 2 ** (len(vae.config.block_out_channels) - 1)
+        self.vae_scale_factor = 2 ** (len(vae.config["block_out_channels"]) - 1)
         self.image_processor = VaeImageProcessor(vae_scale_factor=self.vae_scale_factor)
         self._encoder = PromptEncoder(tokenizer)
         self._guidance_scale = self.generation_config.guidance_scale
@@ -148,13 +146,19 @@ class KosmosGPipeline(DiffusionPipeline):
         release.check_weights(directory, {n: getattr(pipe, n) for n in parts}, variant=variant)
         chosen = pipe.generation_config.scheduler
         if "scheduler" not in kwargs and chosen != sampler_name(pipe.scheduler):
+            if chosen not in SAMPLERS:
+                raise CheckpointError(
+                    f"{directory / release.GENERATION_FILE} names the scheduler {chosen!r}; "
+                    f"the names are {', '.join(SAMPLERS)}, or the class kept in scheduler/"
+                )
             pipe.scheduler = named_scheduler(chosen)
         return pipe
 
     def save_pretrained(
         self,
         save_directory: str | os.PathLike[str],
-        **kwargs: Any,  # noqa: ANN401 -- whatever diffusers takes
+        *args: Any,  # noqa: ANN401 -- these and the next: whatever diffusers takes
+        **kwargs: Any,  # noqa: ANN401
     ) -> None:
         """Write the pipeline as a directory that `from_pretrained` reads.
 
@@ -172,7 +176,7 @@ class KosmosGPipeline(DiffusionPipeline):
             (directory / release.INDEX_FILE).unlink(missing_ok=True)
             self.tokenizer.save_pretrained(directory / "tokenizer")
             config.save(defaults, directory / release.GENERATION_FILE)
-            super().save_pretrained(str(directory), **kwargs)
+            super().save_pretrained(str(directory), *args, **kwargs)
         except (OSError, ConfigError, SafetensorError) as error:
             raise CheckpointError(
                 f"cannot save to {directory}: {_line(error)}; make room or choose another directory"
@@ -187,7 +191,7 @@ class KosmosGPipeline(DiffusionPipeline):
         """Return a pipeline that shares another's components, in float32 unless `dtype` says."""
         if isinstance(pipeline, KosmosGPipeline):
             kwargs.setdefault("generation_config", pipeline.generation_config)
-        return super().from_pipe(pipeline, **kwargs)
+        return cast(KosmosGPipeline, super().from_pipe(pipeline, **kwargs))
 
     def check_inputs(
         self,
@@ -229,7 +233,7 @@ class KosmosGPipeline(DiffusionPipeline):
         )
 
     def _check_embeds(self, embeds: GivenEmbeds | None, negative: GivenEmbeds | None) -> None:
-        width = self.unet.config.cross_attention_dim
+        width = self.unet.config["cross_attention_dim"]
         for name, given in (("prompt_embeds", embeds), ("negative_prompt_embeds", negative)):
             if given is not None and given.shape[-1] != width:
                 raise ConfigError(
@@ -326,7 +330,7 @@ class KosmosGPipeline(DiffusionPipeline):
             ConfigError: If there are not as many generators, or the latents have another shape.
         """
         factor = self.vae_scale_factor
-        shape = (batch_size, self.unet.config.in_channels, height // factor, width // factor)
+        shape = (batch_size, self.unet.config["in_channels"], height // factor, width // factor)
         if isinstance(generator, list) and len(generator) != batch_size:
             raise ConfigError(
                 f"there are {len(generator)} generators for {batch_size} pictures; "
@@ -360,7 +364,7 @@ class KosmosGPipeline(DiffusionPipeline):
         cross_attention_kwargs: dict[str, Any] | None = None,
         callback_on_step_end: StepCallback | None = None,
         callback_on_step_end_tensor_inputs: Sequence[str] = ("latents",),
-    ) -> ImagePipelineOutput | tuple[Images]:
+    ) -> Any:  # noqa: ANN401 -- ImagePipelineOutput, or a tuple where return_dict is False
         """Return `num_images_per_prompt` pictures of each prompt, one prompt after another.
 
         The arguments are StableDiffusionPipeline's; what is None is the model's own default.
@@ -466,7 +470,7 @@ class KosmosGPipeline(DiffusionPipeline):
         timesteps, order = self.scheduler.timesteps, self.scheduler.order
         num_warmup_steps = len(timesteps) - num_inference_steps * order
         self._num_timesteps = len(timesteps)
-        with self.progress_bar(total=num_inference_steps) as progress_bar:
+        with self.progress_bar(total=num_inference_steps) as progress_bar:  # pyright: ignore[reportCallIssue]
             for index, timestep in enumerate(timesteps):
                 if self.interrupt:
                     break
@@ -506,17 +510,18 @@ class KosmosGPipeline(DiffusionPipeline):
         null_pred, noise_pred = noise_pred.chunk(2)
         return guide(null_pred, noise_pred, guidance_scale=self.guidance_scale)
 
-    def _decode(self, latents: Latents, generator: Generator | None, output_type: str) -> Images:
+    def _decode(self, latents: Latents, generator: Generator | None, output_type: str) -> Any:  # noqa: ANN401 -- list of PIL pictures, array or tensor
         if output_type == "latent":
             return latents
-        latents = latents / self.vae.config.scaling_factor
-        images = self.vae.decode(latents, return_dict=False, generator=generator)[0]
+        vae: Any = self.vae  # diffusers types its argument as a FloatTensor, which no tensor is
+        latents = latents / vae.config["scaling_factor"]
+        images = vae.decode(latents, return_dict=False, generator=generator)[0]
         return self.image_processor.postprocess(images, output_type=output_type)
 
 
 def sampler_name(scheduler: SchedulerMixin) -> str:
     """Return the short name of a sampler of the released demo, else the name of its class."""
-    for name in get_args(SchedulerName):
+    for name in SAMPLERS:
         if type(named_scheduler(name)) is type(scheduler):
             return name
     return type(scheduler).__name__

@@ -3,6 +3,7 @@
 A prompt is a str, a list of str and pictures, or a batch: a list of such lists.
 """
 
+import string
 from collections.abc import Sequence
 from difflib import get_close_matches
 
@@ -15,16 +16,14 @@ from kosmosg.tokenizer import FIRST_SYMBOLS, LAST_SYMBOLS, SPACE, Tokenizer
 Prompts = str | Prompt | Sequence[Prompt]
 
 
-def as_batch(prompt: Prompts) -> list[list[str | Image.Image]]:
-    """Return the prompts of `prompt`, one list of words and pictures each.
+def as_batch(prompt: object) -> list[list[str | Image.Image]]:
+    """Return the prompts of `prompt` (Prompts, or it is refused), one list of parts each.
 
     Raises:
         PromptError: If it is a flat list of several texts (one prompt, or one each?), mixes
             prompts with parts of prompts, or holds something that is neither words nor picture.
     """
     if isinstance(prompt, str):
-        return [[prompt]]
-    if isinstance(prompt, Image.Image):
         return [[prompt]]
     if not isinstance(prompt, Sequence):
         raise PromptError(_wrong_part(prompt))
@@ -77,7 +76,8 @@ def check_words(texts: Sequence[str], tokenizer: Tokenizer) -> None:
     Raises:
         PromptError: Naming the unknown words, and known ones that look like them.
     """
-    unknown = list(dict.fromkeys(word for text in texts for word in tokenizer.unknown_words(text)))
+    words = [word for text in texts for word in tokenizer.unknown_words(text)]
+    unknown = list(dict.fromkeys(word.strip(string.punctuation) or word for word in words))
     if not unknown:
         return
     ids = range(len(FIRST_SYMBOLS), tokenizer.vocab_size - len(LAST_SYMBOLS))

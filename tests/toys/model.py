@@ -1,8 +1,11 @@
 """A whole Kosmos-G of real classes with random weights, small enough to make in a moment."""
 
+from typing import cast
+
 import numpy as np
 import torch
-from diffusers import AutoencoderKL, UNet2DConditionModel
+from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
+from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from PIL import Image
 
 from kosmosg.model.alignernet import AlignerNet
@@ -58,18 +61,20 @@ def toy_pipeline(seed: int = 0) -> KosmosGPipeline:
             attention_head_dim=4,
             norm_num_groups=4,
         )
-        vae = AutoencoderKL(
-            block_out_channels=(8, 8),
-            down_block_types=("DownEncoderBlock2D",) * 2,
-            up_block_types=("UpDecoderBlock2D",) * 2,
-            norm_num_groups=4,
-            sample_size=SIZE,
+        vae = AutoencoderKL.from_config(
+            {
+                "block_out_channels": (8, 8),
+                "down_block_types": ("DownEncoderBlock2D",) * 2,
+                "up_block_types": ("UpDecoderBlock2D",) * 2,
+                "norm_num_groups": 4,
+                "sample_size": SIZE,
+            }
         )
     pipeline = KosmosGPipeline(
         mllm=mllm.eval(),
         aligner=aligner.eval(),
         unet=unet.eval(),
-        vae=vae.eval(),
+        vae=cast(AutoencoderKL, vae).eval(),
         scheduler=scheduler("dpms"),
         tokenizer=tokenizer,
         generation_config=GenerationConfig(
