@@ -1,0 +1,266 @@
+"""Endless training records from the toy world: the same records that real data gives.
+
+Each stream is a function of (seed, index) alone, so a resumed run continues with the sample it
+would have seen next. A batch's pictures are drawn in one call, which is what makes drawing cheap.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+from PIL import Image
+
+from kosmosg.data.records import Caption, Document, Edit, Entity, Example, Record
+from kosmosg.toyworld.captions import (
+    FULL,
+    SOME,
+    arrange,
+    describe,
+    instruction,
+    name,
+    pattern_phrase,
+)
+from kosmosg.toyworld.render import render
+from kosmosg.toyworld.scenes import (
+    ACCESSORIES,
+    BLANK,
+    COLOURS,
+    PATTERNS,
+    PLACES,
+    SHAPES,
+    STYLES,
+    Scene,
+    Subject,
+    is_held_out,
+    sample_scene,
+    sample_subject,
+    stand,
+)
+
+# A plan: the scenes to draw for a record, and how to make it from their pictures and masks.
+Plan = tuple[list[Scene], Callable[[list[Image.Image], np.ndarray], Record]]
+Planner = Callable[[str, np.random.Generator], Plan]
+
+
+@dataclass(frozen=True, kw_only=True)
+class SceneStream:
+    """Scenes alone, for the foundation and the judge."""
+
+    seed: int
+    held_out: bool = False
+    style_probability: float = 0.15
+
+    def batch(self, step: int, size: int) -> list[Scene]:
+        """Return the scenes number step * size and following."""
+        return [
+            sample_scene(
+                np.random.default_rng([self.seed, index]),
+                held_out=self.held_out,
+                style_probability=self.style_probability,
+            )
+            for index in range(step * size, (step + 1) * size)
+        ]
+
+
+@dataclass(frozen=True, kw_only=True)
+class RecordStream:
+    """Records of several kinds, blended by weight.
+
+    Attributes:
+        kinds: (weight, planner) pairs; the kind of each record is drawn from the weights.
+    """
+
+    seed: int
+    size: int
+    kinds: tuple[tuple[float, Planner], ...]
+
+    def batch(self, step: int, size: int) -> list[Record]:
+        """Return the records number step * size and following."""
+        plans = [self._plan(index) for index in range(step * size, (step + 1) * size)]
+        scenes = [scene for drawn, _ in plans for scene in drawn]
+        pixels, masks = render(scenes, self.size) if scenes else (np.empty(0), np.empty(0))
+        pictures = [Image.fromarray(picture) for picture in pixels]
+        records, start = [], 0
+        for drawn, make in plans:
+            end = start + len(drawn)
+            records.append(make(pictures[start:end], masks[start:end]))
+            start = end
+        return records
+
+    def _plan(self, index: int) -> Plan:
+        rng = np.random.default_rng([self.seed, index])
+        weights = np.cumsum([weight for weight, _ in self.kinds])
+        kind = int(np.searchsorted(weights, rng.random() * weights[-1], side="right"))
+        return self.kinds[kind][1](f"toy-{self.seed}-{index}", rng)
+
+
+def _text(key: str, rng: np.random.Generator) -> Plan:
+    captions = [describe(sample_scene(rng), rng, SOME) for _ in range(int(rng.integers(1, 3)))]
+    return [], lambda _pictures, _masks: Document(key=key, parts=tuple(captions))
+
+
+def _captioned(key: str, rng: np.random.Generator) -> Plan:
+    scene = sample_scene(rng)
+    if len(scene.subjects) == 1 and rng.random() < 0.25:
+        scene = replace(scene, place=BLANK, style="plain")
+    caption = describe(scene, rng, FULL)
+    return [scene], lambda pictures, _masks: Document(key=key, parts=(pictures[0], caption))
+
+
+def _interleaved(key: str, rng: np.random.Generator) -> Plan:
+    scenes = [sample_scene(rng, count=1) for _ in range(int(rng.integers(2, 4)))]
+    captions = [describe(scene, rng, FULL) for scene in scenes]
+    numbers = ("first", "second", "this is the same creature")
+    spoken = rng.random() < 0.5
+
+    def make(pictures: list[Image.Image], _masks: np.ndarray) -> Document:
+        parts: list[str | Image.Image] = []
+        for position, (picture, caption) in enumerate(zip(pictures, captions, strict=True)):
+            if spoken and position < 2:
+                parts.append(f"{numbers[position]}:")
+            parts += [picture, caption]
+        return Document(key=key, parts=tuple(parts))
+
+    return scenes, make
+
+
+def _caption(key: str, rng: np.random.Generator) -> Plan:
+    scene = sample_scene(rng)
+    caption = describe(scene, rng, FULL if rng.random() < 0.7 else SOME)
+    return [scene], lambda pictures, _masks: Caption(key=key, text=caption, image=pictures[0])
+
+
+def _words_only(key: str, rng: np.random.Generator) -> Plan:
+    caption = describe(sample_scene(rng), rng, FULL if rng.random() < 0.7 else SOME)
+    return [], lambda _pictures, _masks: Caption(key=key, text=caption, image=None)
+
+
+def _example(key: str, rng: np.random.Generator) -> Plan:
+    """Plan a compositional example: each subject is an entity with pictures of its own."""
+    count = 1 + int(np.searchsorted((0.55, 0.93), rng.random(), side="right"))
+    scene = sample_scene(rng, count=count)
+    # Mostly a noun that says nothing, so that the picture alone can tell; sometimes the whole name.
+    mentions = [
+        "a creature" if rng.random() < 0.75 else name(subject, rng, SOME, alone=count == 1)
+        for subject in scene.subjects
+    ]
+    parts = arrange(mentions, scene, rng, FULL)
+    scenes = [scene]
+    for subject in scene.subjects:
+        scenes += entity_scenes(subject, rng)
+    same_render = [bool(rng.random() < 0.5) for _ in mentions]
+
+    def make(pictures: list[Image.Image], masks: np.ndarray) -> Example:
+        entities = []
+        for index, mention in enumerate(mentions):
+            start = sum(len(part) for part in parts[: 2 * index + 1])
+            crop, cutout = pictures[1 + 2 * index], pictures[2 + 2 * index]
+            if same_render[index]:
+                crop, cutout = cut(pictures[0], masks[0, index])
+            entities.append(
+                Entity(
+                    mention=mention, start=start, end=start + len(mention), crop=crop, cutout=cutout
+                )
+            )
+        return Example(key=key, caption="".join(parts), entities=tuple(entities), image=pictures[0])
+
+    return scenes, make
+
+
+def entity_scenes(subject: Subject, rng: np.random.Generator) -> list[Scene]:
+    """Return two more scenes of this subject alone: on some place, and cut out on white."""
+    other = replace(subject, radius=float(rng.uniform(0.22, 0.3)))
+    place = PLACES[int(rng.integers(len(PLACES)))]
+    seeds = rng.integers(0, 1 << 31, 2).tolist()
+    return [
+        Scene(subjects=stand((other,), rng), place=place, seed=seeds[0]),
+        Scene(subjects=stand((other,), rng), place=BLANK, seed=seeds[1]),
+    ]
+
+
+def cut(picture: Image.Image, mask: np.ndarray) -> tuple[Image.Image, Image.Image]:
+    """Return the subject's square crop with its ground and on white, at the picture's size."""
+    rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
+    if len(rows) == 0:  # wholly hidden: the picture itself
+        return picture, picture
+    size = picture.width
+    side = min(size, int(max(np.ptp(rows), np.ptp(columns)) * 1.25) + 3)
+    left = int(np.clip((columns[0] + columns[-1] + 1 - side) // 2, 0, size - side))
+    top = int(np.clip((rows[0] + rows[-1] + 1 - side) // 2, 0, size - side))
+    box = (left, top, left + side, top + side)
+    pixels = np.where(mask[..., None], np.asarray(picture), 255).astype(np.uint8)
+    square = (size, size)
+    return (
+        picture.crop(box).resize(square, Image.Resampling.BICUBIC),
+        Image.fromarray(pixels).crop(box).resize(square, Image.Resampling.BICUBIC),
+    )
+
+
+def _edit(key: str, rng: np.random.Generator) -> Plan:
+    """Plan an edit in InstructPix2Pix's form: one thing changes, all else stays."""
+    before = sample_scene(rng, count=1, style_probability=0.1)
+    kind = ("place", "accessory", "colour", "pattern", "shape", "style")[int(rng.integers(6))]
+    after, words = _change(before, kind, rng)
+    caption = describe(before, rng, SOME)
+    return [before, after], lambda pictures, _masks: Edit(
+        key=key, caption=caption, before=pictures[0], instruction=words, after=pictures[1]
+    )
+
+
+def _other(options: Sequence[str], current: str, rng: np.random.Generator) -> str:
+    rest = [option for option in options if option != current]
+    return rest[int(rng.integers(len(rest)))]
+
+
+def _change(scene: Scene, kind: str, rng: np.random.Generator) -> tuple[Scene, str]:
+    """Return the changed scene and the words that ask for it; never a held-out creature."""
+    subject = scene.subjects[0]
+    if kind == "place":
+        place = _other(PLACES, scene.place, rng)
+        return replace(scene, place=place), instruction("place", place, rng)
+    if kind == "style":
+        style = _other(STYLES, scene.style, rng)
+        return replace(scene, style=style), instruction("style", style, rng)
+    if kind == "accessory":
+        accessory = _other(ACCESSORIES, subject.accessory, rng)
+        changed = replace(subject, accessory=accessory)
+        if accessory == "none":
+            words = instruction("remove", subject.accessory, rng)
+        else:
+            words = instruction("accessory", accessory, rng)
+        return replace(scene, subjects=(changed,)), words
+    options = {"colour": tuple(COLOURS), "pattern": PATTERNS[1:], "shape": SHAPES}[kind]
+    while True:  # four options in five are not held out
+        value = _other(options, getattr(subject, kind), rng)
+        changed = replace(subject, **{kind: value})
+        if not is_held_out(changed.shape, changed.colour, changed.pattern):
+            break
+    said = pattern_phrase(changed) if kind == "pattern" else value
+    return replace(scene, subjects=(changed,)), instruction(kind, said, rng)
+
+
+def stage1_stream(seed: int, size: int = 64) -> RecordStream:
+    """Return text, caption pairs and interleaved pages."""
+    kinds = ((0.15, _text), (0.6, _captioned), (0.25, _interleaved))
+    return RecordStream(seed=seed, size=size, kinds=kinds)
+
+
+def stage2_stream(seed: int, size: int = 64) -> RecordStream:
+    """Return captions without their pictures (stage 2 never opens one)."""
+    return RecordStream(seed=seed, size=size, kinds=((1.0, _words_only),))
+
+
+def stage3_stream(seed: int, size: int = 64) -> RecordStream:
+    """Return compositional examples, edits and captions, 2:2:1.
+
+    Source:
+        Paper appendix A: "mixed at 2:2:1".
+    """
+    return RecordStream(
+        seed=seed, size=size, kinds=((2.0, _example), (2.0, _edit), (1.0, _caption))
+    )
+
+
+def held_out_subject(rng: np.random.Generator) -> Subject:
+    """Return a creature that no stage has seen."""
+    return sample_subject(rng, held_out=True)
