@@ -15,6 +15,7 @@ from typing import Annotated
 
 import typer
 
+from kosmosg.cli import evaluate, generate, tools, train
 from kosmosg.errors import KosmosGError
 
 USAGE, FAILED, INTERRUPTED, PIPE_CLOSED = 2, 1, 130, 141
@@ -26,6 +27,8 @@ app = typer.Typer(
     rich_markup_mode=None,  # plain text is what docs/cli.md shows and what a pipe wants
     pretty_exceptions_enable=False,
 )
+for _noun in (generate, tools, train, evaluate):
+    app.add_typer(_noun.app)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -61,12 +64,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _version(wanted: bool) -> None:
+def _version(wanted: bool) -> bool:
     if wanted:
         from importlib.metadata import version
 
         print(version("kosmosg"))
         raise typer.Exit
+    return wanted
 
 
 @app.callback()
