@@ -43,7 +43,7 @@ class Judge(ModelMixin, ConfigMixin):
     """A small convolutional classifier with one head a question."""
 
     @register_to_config
-    def __init__(self, *, width: int = 32) -> None:
+    def __init__(self, *, width: int = 24) -> None:
         super().__init__()
         widths = (3, width, 2 * width, 3 * width, 4 * width)
         layers: list[nn.Module] = []

@@ -395,7 +395,7 @@ def _new_aligner() -> AlignerNet:
     return AlignerNet(
         hidden_size=192,
         embed_dim=128,
-        intermediate_size=512,
+        intermediate_size=384,
         num_heads=4,
         num_layers=2,
         num_queries=foundation.TEXT_LENGTH,
