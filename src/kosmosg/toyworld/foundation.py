@@ -97,6 +97,26 @@ def psnr(restored: Float[Tensor, "batch 3 h w"], pictures: Float[Tensor, "batch 
     return float(10 * np.log10(4 / error))
 
 
+@torch.no_grad()
+def whiten(vae: AutoencoderKL, latents: Float[Tensor, "batch channels height width"]) -> None:
+    """Give latents like these a mean of 0 and a variance of 1 in each channel.
+
+    The change goes into the 1x1 convolutions on both sides of the latents, so pictures come back
+    as before and no pipeline needs to know.
+
+    Args:
+        latents: Means of the posterior for many pictures.
+    """
+    mean, deviation = latents.mean((0, 2, 3)), latents.std((0, 2, 3))
+    enter, leave = vae.quant_conv, vae.post_quant_conv
+    leave.bias += leave.weight[:, :, 0, 0] @ mean
+    leave.weight *= deviation[None, :, None, None]
+    count = len(mean)
+    enter.weight[:count] /= deviation[:, None, None, None]
+    enter.bias[:count] = (enter.bias[:count] - mean) / deviation
+    enter.bias[count:] -= 2 * deviation.log()  # these give the logarithm of the variance
+
+
 TEXT_LENGTH = 40  # tokens the text tower reads, begin and end included
 
 

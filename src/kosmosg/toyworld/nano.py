@@ -286,7 +286,7 @@ def _train_foundation(
         recipe=to_dict(config),
     )
     if config.part == "vae":
-        _scale_latents(model)
+        _whiten(model)
     return made
 
 
@@ -404,13 +404,12 @@ def _new_aligner() -> AlignerNet:
     )
 
 
-def _scale_latents(vae: AutoencoderKL) -> None:
-    """Set the scaling factor that gives held-out latents a variance of 1."""
+def _whiten(vae: AutoencoderKL) -> None:
     scenes = [sample_scene(np.random.default_rng([8, index])) for index in range(256)]
     with torch.no_grad():
         device = next(vae.parameters()).device
         latents = vae.encode(foundation.pictures(scenes, 64).to(device)).latent_dist.mean
-    vae.register_to_config(scaling_factor=float(1 / latents.std()))
+    foundation.whiten(vae, latents)
 
 
 def _vision(model_dir: Path, *, new: bool = True) -> ClipVision:
