@@ -1,0 +1,135 @@
+"""`kosmosg inspect`: how a prompt becomes the sequence that the model reads."""
+
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from kosmosg.cli.generate import Model, Parts
+from kosmosg.cli.prompt import Picture, prompt_of, read_parts
+
+if TYPE_CHECKING:
+    from kosmosg.sequence import Encoded
+    from kosmosg.tokenizer import Tokenizer
+
+app = typer.Typer()
+
+
+@app.command()
+def inspect(
+    parts: Parts,
+    model: Model = "nano",
+    as_json: Annotated[bool, typer.Option("--json", help="For programs.")] = False,
+) -> None:
+    """Show how a prompt becomes the sequence that the model reads.
+
+    Position, id and piece of each word; the slots of each picture; lengths; and what is odd about
+    the prompt. Nothing is generated, so prompts that the model would refuse are shown too.
+
+    \b
+    Example:
+      kosmosg inspect "a creature" me.png "in the snow"
+    """  # noqa: D301 -- click's mark for text to be kept as it is
+    words = read_parts(parts)
+
+    from kosmosg import release, sequence
+    from kosmosg.tokenizer import Tokenizer
+
+    directory = release.find(model)
+    max_pictures = release.read_generation_config(directory).max_pictures
+    tokenizer = Tokenizer.from_pretrained(directory / "tokenizer")
+    sizes = _sizes(directory)
+    encoded = sequence.encode(
+        prompt_of(words),
+        tokenizer,
+        num_latents=sizes["num_latents"],
+        image_size=sizes["image_size"],
+    )
+    pictures = [part for part in words if isinstance(part, Picture)]
+    report = {
+        "model": model,
+        "length": len(encoded.input_ids),
+        "max_length": sizes["max_length"],
+        "pictures": [
+            {"file": str(one.path), "width": one.image.width, "height": one.image.height}
+            for one in pictures
+        ],
+        "max_pictures": max_pictures,
+        "sequence": list(_rows(encoded, tokenizer)),
+    }
+    report["warnings"] = list(_warnings(words, tokenizer, report, sizes["image_size"]))
+    print(json.dumps(report, indent=2, ensure_ascii=False) if as_json else _table(report))
+
+
+def _sizes(directory: Path) -> dict[str, int]:
+    from kosmosg.release import read_part_config
+
+    mllm, aligner = (read_part_config(directory, part) for part in ("mllm", "aligner"))
+    return {
+        "num_latents": mllm["num_latents"],
+        "image_size": mllm["image_size"],
+        "max_length": aligner["max_positions"] - 2,  # the table starts two rows in
+    }
+
+
+def _rows(encoded: "Encoded", tokenizer: "Tokenizer") -> Iterator[dict[str, Any]]:
+    """Yield one row for each id, and one for all slots of a picture."""
+    picture = 0
+    ids, slots = encoded.input_ids.tolist(), encoded.image_mask.tolist()
+    for position, (index, is_slot) in enumerate(zip(ids, slots, strict=True)):
+        if not is_slot:
+            yield {"position": position, "id": index, "piece": tokenizer.symbol(index)}
+        elif not slots[position - 1]:
+            picture += 1
+            num_slots = slots.index(False, position) - position
+            yield {"position": position, "slots": num_slots, "picture": picture}
+
+
+def _warnings(
+    words: Sequence[str | Picture],
+    tokenizer: "Tokenizer",
+    report: dict[str, Any],
+    image_size: int,
+) -> Iterator[str]:
+    from kosmosg.errors import PromptError
+    from kosmosg.prompts import check_prompt
+
+    try:
+        check_prompt(prompt_of(words), tokenizer, max_pictures=report["max_pictures"])
+    except PromptError as error:
+        yield str(error)
+    if report["length"] > report["max_length"]:
+        yield f"the model reads at most {report['max_length']} positions; shorten the prompt"
+    for part in words:
+        if isinstance(part, Picture):
+            yield from _picture_warnings(part, image_size)
+
+
+def _picture_warnings(picture: Picture, image_size: int) -> Iterator[str]:
+    short, long = sorted(picture.image.size)
+    if short < image_size:
+        yield f"{picture.path} is enlarged: its shorter side is {short} of {image_size} pixels"
+    if short < 0.75 * long:
+        yield f"{picture.path}: only its centre square is seen, {short / long:.0%} of it"
+
+
+def _table(report: dict[str, Any]) -> str:
+    lines = ["position       id  piece"]
+    for row in report["sequence"]:
+        if "slots" in row:
+            shown = report["pictures"][row["picture"] - 1]
+            last = row["position"] + row["slots"] - 1
+            lines.append(
+                f"{row['position']:>4}-{last:<4}        {row['slots']} slots of picture "
+                f"{row['picture']}: {shown['file']}, {shown['width']} x {shown['height']}"
+            )
+        else:
+            lines.append(f"{row['position']:>4}     {row['id']:>7}  {row['piece']}")
+    lines.append(
+        f"{report['length']} positions of at most {report['max_length']}; "
+        f"{len(report['pictures'])} pictures of at most {report['max_pictures']}"
+    )
+    lines += [f"warning: {warning}" for warning in report["warnings"]]
+    return "\n".join(lines)
