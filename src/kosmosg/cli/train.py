@@ -16,7 +16,6 @@ if TYPE_CHECKING:
 app = typer.Typer()
 
 _PREFIX = "nano-"
-_FOUNDATION = ("vae", "vae-decoder", "clip", "judge", "unet")
 
 
 @app.command()
@@ -88,10 +87,10 @@ def train(
         print("\n---\n".join(configuration.to_yaml(config).rstrip() for config in configs))
         return
 
-    from kosmosg.toyworld import nano
+    from kosmosg.toyworld import workspace as meeting
 
     for config in configs:
-        nano.train(config, workspace, leg=leg, resume=resume)
+        meeting.train(config, workspace, leg=leg, resume=resume)
     print(workspace / "model")
 
 
@@ -101,7 +100,7 @@ def _find(recipe: str) -> "list[NanoConfig]":
     from kosmosg.toyworld import nano
 
     if recipe == "nano-foundation":
-        return [nano.RECIPES[name]() for name in _FOUNDATION]
+        return [nano.RECIPES[name]() for name in nano.FOUNDATION]
     if Path(recipe).suffix in {".yaml", ".yml", ".json"}:
         return [configuration.load(nano.NanoConfig, recipe)]
     make = nano.RECIPES.get(recipe.removeprefix(_PREFIX)) if recipe.startswith(_PREFIX) else None

@@ -1,0 +1,318 @@
+"""Where the parts of a nano run meet: training one, and writing the whole as it ships.
+
+`WORKSPACE/model` is the model so far, in diffusers layout and float32; `WORKSPACE/runs/PART` the
+run of each part. A part whose weights are there already goes on from them: a further leg, with a
+new optimiser, a warm-up and records of its own. After stage 3, `WORKSPACE/nano` is the model as
+`--model` takes it.
+"""
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+from diffusers.models.attention_processor import AttnProcessor
+from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
+from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
+from torch import nn
+from transformers import CLIPTextModel, CLIPVisionModel
+
+from kosmosg.config import to_dict
+from kosmosg.data.compose import Composing
+from kosmosg.errors import CheckpointError, ConfigError
+from kosmosg.model.alignernet import AlignerNet
+from kosmosg.model.clip_vision import ClipVision
+from kosmosg.model.image_decoder import ImageDecoder, scheduler
+from kosmosg.model.kosmosg import KosmosG
+from kosmosg.model.mllm import MLLM
+from kosmosg.pipeline import KosmosGPipeline
+from kosmosg.release import GenerationConfig
+from kosmosg.tokenizer import Tokenizer
+from kosmosg.toyworld import foundation
+from kosmosg.toyworld.captions import words
+from kosmosg.toyworld.judge import Judge, JudgeStage
+from kosmosg.toyworld.nano import PARTS, FoundationConfig, NanoConfig
+from kosmosg.toyworld.scenes import sample_scene
+from kosmosg.toyworld.streams import SceneStream, stage1_stream, stage2_stream, stage3_stream
+from kosmosg.toyworld.vision import GroundedVision, VisionStage
+from kosmosg.train.loop import fit
+from kosmosg.train.run import Parts, RunConfig, run
+from kosmosg.train.stage import Stage
+from kosmosg.train.stage2_align import TextTower
+
+VISION = {
+    "hidden_size": 160,
+    "intermediate_size": 640,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 5,
+    "image_size": 64,
+    "patch_size": 8,
+}
+GENERATION = GenerationConfig(
+    scheduler="dpms",
+    num_inference_steps=20,
+    guidance_scale=3.0,
+    height=64,
+    width=64,
+    max_pictures=8,
+)
+# Validation records have seeds of their own, whatever the leg.
+VALIDATION = 500
+
+
+def train(
+    config: NanoConfig, workspace: Path, *, leg: int = 1, resume: bool = False
+) -> dict[str, nn.Module]:
+    """Run one part and put its weights into the workspace's model; return them.
+
+    Args:
+        config: From a recipe.
+        workspace: Where parts meet.
+        leg: A later leg has a run directory and random numbers of its own.
+        resume: Continue this leg after a stop.
+
+    Raises:
+        CheckpointError: If a part that this one builds on has not been trained here.
+        ConfigError: As `fit`.
+    """
+    model_dir = workspace / "model"
+    name = config.part if leg == 1 else f"{config.part}-leg{leg}"
+    run_dir = workspace / "runs" / name
+    if leg > 1:
+        config = replace(config, train=replace(config.train, seed=config.train.seed + 1000 * leg))
+    tokenizer = Tokenizer.from_words(words())
+    tokenizer.save_pretrained(model_dir / "tokenizer")
+    torch.manual_seed(config.train.seed)
+    if isinstance(config.stage, FoundationConfig):
+        made = _train_foundation(config, config.stage, model_dir, run_dir, tokenizer, resume=resume)
+    else:
+        made = _train_stage(config, model_dir, run_dir, tokenizer, resume=resume)
+    for part, module in made.items():
+        module.save_pretrained(model_dir / part)  # pyright: ignore[reportCallIssue]
+    if config.part == "stage3":
+        export(workspace, workspace / "nano")
+    return made
+
+
+def _train_foundation(
+    config: NanoConfig,
+    choice: FoundationConfig,
+    model_dir: Path,
+    run_dir: Path,
+    tokenizer: Tokenizer,
+    *,
+    resume: bool,
+) -> dict[str, nn.Module]:
+    seed = config.train.seed
+    model: nn.Module
+    stage: Stage
+    match config.part:
+        case "vae" | "vae-decoder":
+            whole = config.part == "vae"
+            model = _load(AutoencoderKL, model_dir / "vae", foundation.build_vae if whole else None)
+            stage = foundation.VAEStage(part="whole" if whole else "decoder")
+            made = {"vae": model}
+        case "clip":
+            model = GroundedVision(_vision(model_dir), VISION["hidden_size"])
+            stage = VisionStage()
+            made = {"clip": model.vision.clip}
+        case "judge":
+            model = _load(Judge, model_dir / "judge", Judge)
+            stage = JudgeStage()
+            made = {"judge": model}
+        case "unet":
+            text = _text_encoder(model_dir, tokenizer)
+            unet = _load(UNet2DConditionModel, model_dir / "unet", foundation.build_unet)
+            model = foundation.TextToImage(text, _plain(unet), _vae(model_dir))
+            stage = foundation.TextToImageStage(tokenizer=tokenizer, text_tower=choice.text_tower)
+            made = {"unet": unet, "text_encoder": text}
+        case _:
+            raise ConfigError(
+                f"no foundation part {config.part!r}; the parts are {', '.join(PARTS)}"
+            )
+    fit(
+        model,
+        stage,
+        SceneStream(seed=seed),
+        config.train,
+        run_dir,
+        resume=resume,
+        validation=SceneStream(seed=seed + VALIDATION),
+        recipe=to_dict(config),
+    )
+    if config.part == "vae":
+        _whiten(model)
+    return made
+
+
+def _train_stage(
+    config: NanoConfig, model_dir: Path, run_dir: Path, tokenizer: Tokenizer, *, resume: bool
+) -> dict[str, nn.Module]:
+    seed = config.train.seed
+    if config.part == "stage1":
+        mllm = _load(MLLM, model_dir / "stage2" / "mllm", lambda: _new_mllm(model_dir, tokenizer))
+        parts = Parts(
+            model=mllm,
+            tokenizer=tokenizer,
+            stream=stage1_stream(seed),
+            validation=stage1_stream(seed + VALIDATION),
+        )
+        made: dict[str, nn.Module] = {"stage2/mllm": mllm}
+    elif config.part == "stage2":
+        mllm = _load(MLLM, model_dir / "stage2" / "mllm", None)
+        aligner = _load(AlignerNet, model_dir / "stage2" / "aligner", _new_aligner)
+        text = _load(CLIPTextModel, model_dir / "text_encoder", None)
+        parts = Parts(
+            model=KosmosG(mllm, aligner),
+            tokenizer=tokenizer,
+            stream=stage2_stream(seed),
+            validation=stage2_stream(seed + VALIDATION),
+            text_tower=TextTower(
+                encoder=text, ids=lambda texts: foundation.text_ids(texts, tokenizer)
+            ),
+        )
+        made = {"stage2/aligner": aligner}
+    else:
+        source = model_dir if (model_dir / "mllm").exists() else model_dir / "stage2"
+        mllm = _load(MLLM, source / "mllm", None)
+        aligner = _load(AlignerNet, source / "aligner", None)
+        unet = _plain(_load(UNet2DConditionModel, model_dir / "unet", None))
+        parts = Parts(
+            model=KosmosG(mllm, aligner),
+            tokenizer=tokenizer,
+            stream=Composing(stage3_stream(seed), seed=seed),
+            validation=Composing(stage3_stream(seed + VALIDATION), seed=seed),
+            image_decoder=ImageDecoder(_vae(model_dir), unet),
+        )
+        made = {"mllm": mllm, "aligner": aligner}
+    run_config = RunConfig(stage=config.stage, train=config.train)  # pyright: ignore[reportArgumentType]
+    run(run_config, parts, run_dir, resume=resume, recipe=to_dict(config))
+    return made
+
+
+Part = TypeVar("Part", bound=Any)
+
+
+def _load(cls: type[Part], directory: Path, make: Callable[[], Part] | None) -> Part:
+    """Return the part kept in the directory, or a new one if there is none and `make` may.
+
+    Raises:
+        CheckpointError: If it is neither there nor may be made.
+    """
+    if (directory / "config.json").exists():
+        return cls.from_pretrained(directory)
+    if make is None:
+        raise CheckpointError(
+            f"no weights in {directory}: train the part that makes them first "
+            f"(the order is {', '.join(PARTS)})"
+        )
+    return make()
+
+
+def _vae(model_dir: Path) -> AutoencoderKL:
+    return _load(AutoencoderKL, model_dir / "vae", None)
+
+
+def _text_encoder(model_dir: Path, tokenizer: Tokenizer) -> CLIPTextModel:
+    return _load(
+        CLIPTextModel,
+        model_dir / "text_encoder",
+        lambda: foundation.build_text_encoder(tokenizer.vocab_size),
+    )
+
+
+def _plain(unet: UNet2DConditionModel) -> UNet2DConditionModel:
+    """Return the U-Net with attention as plain products, which train faster on a CPU."""
+    if not torch.cuda.is_available():
+        unet.set_attn_processor(AttnProcessor())
+    return unet
+
+
+def _new_mllm(model_dir: Path, tokenizer: Tokenizer) -> MLLM:
+    mllm = MLLM(
+        vocab_size=tokenizer.vocab_size,
+        hidden_size=192,
+        intermediate_size=768,
+        num_hidden_layers=5,
+        num_attention_heads=6,
+        num_latents=16,
+        **{f"vision_{key}": VISION[key] for key in ("hidden_size", "intermediate_size")},
+        vision_layers=VISION["num_hidden_layers"],
+        vision_heads=VISION["num_attention_heads"],
+        image_size=VISION["image_size"],
+        patch_size=VISION["patch_size"],
+    )
+    mllm.vision.load_state_dict(_vision(model_dir, new=False).state_dict())
+    return mllm
+
+
+def _new_aligner() -> AlignerNet:
+    return AlignerNet(
+        hidden_size=192,
+        embed_dim=128,
+        intermediate_size=384,
+        num_heads=4,
+        num_layers=2,
+        num_queries=foundation.TEXT_LENGTH,
+        max_positions=512,
+        with_reconstruction=True,
+    )
+
+
+def _whiten(vae: AutoencoderKL) -> None:
+    scenes = [sample_scene(np.random.default_rng([8, index])) for index in range(256)]
+    with torch.no_grad():
+        device = next(vae.parameters()).device
+        latents = vae.encode(foundation.pictures(scenes, 64).to(device)).latent_dist.mean
+    foundation.whiten(vae, latents)
+
+
+def _vision(model_dir: Path, *, new: bool = True) -> ClipVision:
+    vision = ClipVision(**VISION)
+    make = (lambda: vision.clip) if new else None
+    vision.clip.load_state_dict(_load(CLIPVisionModel, model_dir / "clip", make).state_dict())
+    return vision
+
+
+def export(workspace: Path, out: Path) -> None:
+    """Write the workspace's model as it ships: bfloat16, nothing training-only, files of 15 MB.
+
+    Beside the pipeline stand what the evaluation needs: the text tower, the weights after stage 2
+    and the judge.
+
+    Raises:
+        CheckpointError: If a part has not been trained, or cannot be written.
+    """
+    model_dir = workspace / "model"
+    pipe = KosmosGPipeline(
+        mllm=_load(MLLM, model_dir / "mllm", None),
+        aligner=_without_reconstruction(_load(AlignerNet, model_dir / "aligner", None)),
+        unet=_load(UNet2DConditionModel, model_dir / "unet", None),
+        vae=_vae(model_dir),
+        scheduler=scheduler("dpms"),
+        tokenizer=Tokenizer.from_words(words()),
+        generation_config=GENERATION,
+    )
+    pipe.to(torch.bfloat16).save_pretrained(out, max_shard_size="14MB")
+    beside: dict[str, nn.Module] = {
+        "stage2/mllm": _load(MLLM, model_dir / "stage2" / "mllm", None),
+        "stage2/aligner": _without_reconstruction(
+            _load(AlignerNet, model_dir / "stage2" / "aligner", None)
+        ),
+        "text_encoder": _load(CLIPTextModel, model_dir / "text_encoder", None),
+        "judge": _load(Judge, model_dir / "judge", None),
+    }
+    for name, module in beside.items():
+        module.to(torch.bfloat16).save_pretrained(out / name)  # pyright: ignore[reportCallIssue]
+
+
+def _without_reconstruction(aligner: AlignerNet) -> AlignerNet:
+    smaller = AlignerNet(**{**_arguments(aligner), "with_reconstruction": False})
+    smaller.encoder.load_state_dict(aligner.encoder.state_dict())
+    return smaller
+
+
+def _arguments(model: AlignerNet) -> dict[str, Any]:
+    return {name: value for name, value in model.config.items() if not name.startswith("_")}
