@@ -69,9 +69,16 @@ class AlignerNet(ModelMixin, ConfigMixin):
         return self.encoder(hidden_states, attention_mask)
 
     def reconstruct(
-        self, prompt_embeds: Float[Tensor, "batch queries embed"], length: int
+        self,
+        prompt_embeds: Float[Tensor, "batch queries embed"],
+        length: int,
+        attention_mask: Bool[Tensor, "batch {length}"] | None = None,
     ) -> Float[Tensor, "batch {length} hidden"]:
         """Return N(prompt_embeds): the hidden states of the first `length` positions.
+
+        Args:
+            attention_mask: True = real; real positions then do not depend on pads. None: all
+                positions see one another, as released.
 
         Raises:
             ValueError: If the model was made without N.
@@ -79,7 +86,7 @@ class AlignerNet(ModelMixin, ConfigMixin):
         """
         if self.decoder is None:
             raise ValueError("this AlignerNet has no N; make it with with_reconstruction=True")
-        return self.decoder(prompt_embeds, length)
+        return self.decoder(prompt_embeds, length, attention_mask)
 
 
 class AlignerEncoder(nn.Module):
@@ -161,16 +168,20 @@ class AlignerDecoder(nn.Module):
         self.project = nn.Linear(embed_dim, hidden_size)
 
     def forward(
-        self, prompt_embeds: Float[Tensor, "batch queries embed"], length: int
+        self,
+        prompt_embeds: Float[Tensor, "batch queries embed"],
+        length: int,
+        attention_mask: Bool[Tensor, "batch {length}"] | None = None,
     ) -> Float[Tensor, "batch {length} hidden"]:
         """Return the hidden states of the first `length` positions, pads among them."""
+        visible = None if attention_mask is None else attention_mask[:, None, None, :]
         positions = rows(self.positions, length)
         states = self.queries[:length].expand(len(prompt_embeds), -1, -1)
         for layer in self.query_layers:
-            states = layer(states, prompt_embeds)
+            states = layer(states, prompt_embeds, mask=visible)
         states = self.query_layer_norm(states) + positions
         for layer in self.layers:
-            states = layer(states)
+            states = layer(states, mask=visible)
         return self.project(self.layer_norm(states))
 
 
