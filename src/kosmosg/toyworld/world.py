@@ -1,0 +1,83 @@
+"""A nano directory, loaded for evaluation: what draws, what reads prompts, and who judges."""
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, TypeVar
+
+import torch
+from diffusers.models.modeling_utils import ModelMixin
+from transformers import CLIPTextModel
+
+from kosmosg import release
+from kosmosg.errors import CheckpointError
+from kosmosg.model.alignernet import AlignerNet
+from kosmosg.model.kosmosg import KosmosG
+from kosmosg.model.mllm import MLLM
+from kosmosg.pipeline import KosmosGPipeline
+from kosmosg.toyworld.judge import Judge
+
+Source = Literal["render", "vae", "text_encoder", "stage2", "stage3"]
+_Part = TypeVar("_Part", bound=ModelMixin)
+
+
+@dataclass(frozen=True, kw_only=True)
+class World:
+    """A model's directory, loaded: what rows draw with, and who judges.
+
+    Attributes:
+        readers: By stage, what makes conditions of prompts; `stage3` is the shipped one.
+    """
+
+    pipe: KosmosGPipeline
+    judge: Judge
+    text_encoder: CLIPTextModel | None
+    readers: Mapping[str, KosmosG]
+
+
+def load(directory: Path, needed: Collection[Source]) -> World:
+    """Return these parts of a model's directory and the judge, in float32.
+
+    Raises:
+        CheckpointError: If a part is missing or damaged.
+    """
+    pipe = KosmosGPipeline.from_pretrained(directory)
+    pipe.set_progress_bar_config(disable=True)
+    pipe.to("cuda" if torch.cuda.is_available() else "cpu")
+    device = pipe.device
+    readers = {}
+    if pipe.mllm is not None and pipe.aligner is not None:
+        readers["stage3"] = KosmosG(pipe.mllm, pipe.aligner)
+    if "stage2" in needed:
+        mllm = _part(MLLM, directory / "stage2", "mllm")
+        readers["stage2"] = KosmosG(mllm, _part(AlignerNet, directory / "stage2", "aligner"))
+    text_encoder = None
+    if "text_encoder" in needed:
+        text_encoder = _text_encoder(directory / "text_encoder").to(device)
+    return World(
+        pipe=pipe,
+        judge=_part(Judge, directory, "judge").to(device),
+        text_encoder=text_encoder,
+        readers={name: reader.to(device).eval() for name, reader in readers.items()},
+    )
+
+
+def _part(kind: type[_Part], directory: Path, name: str) -> _Part:
+    if not release.weight_files(directory / name):
+        raise CheckpointError(_missing(directory / name))
+    part = kind.from_pretrained(directory / name, dtype=torch.float32, local_files_only=True)
+    release.check_weights(directory, {name: part.state_dict()})
+    return part.eval()
+
+
+def _text_encoder(folder: Path) -> CLIPTextModel:
+    if not (folder / "model.safetensors").is_file():
+        raise CheckpointError(_missing(folder))
+    return CLIPTextModel.from_pretrained(folder, dtype=torch.float32, local_files_only=True).eval()
+
+
+def _missing(folder: Path) -> str:
+    return (
+        f"{folder} has no weights, and a row you asked for needs them; "
+        "choose other rows with --rows, or a model that has them (nano has)"
+    )
