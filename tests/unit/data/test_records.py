@@ -2,7 +2,7 @@ import json
 
 import numpy as np
 import pytest
-from hypothesis import example, given
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
@@ -130,6 +130,7 @@ json_values = st.recursive(
 )
 
 
+@settings(max_examples=50)
 @given(st.sampled_from(sorted(FIELDS)), json_values)
 @example("entities", [{"mention": "dog", "start": 2, "end": 5, "crop": "png", "cutout": "png"}])
 def test_any_json_value_anywhere_is_a_record_or_a_data_error(name, value):
