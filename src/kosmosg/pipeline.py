@@ -2,6 +2,7 @@
 
 import dataclasses
 import inspect
+import math
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -143,7 +144,8 @@ class KosmosGPipeline(DiffusionPipeline):
             pipe = super().from_pretrained(str(directory), local_files_only=True, **kwargs)
         except (OSError, RuntimeError, ValueError, SafetensorError) as error:
             raise CheckpointError(f"cannot load {directory}: {_line(error)}") from error
-        release.check_weights(directory, {n: getattr(pipe, n) for n in parts}, variant=variant)
+        keys = {name: getattr(pipe, name).state_dict() for name in parts}
+        release.check_weights(directory, keys, variant=variant)
         chosen = pipe.generation_config.scheduler
         if "scheduler" not in kwargs and chosen != sampler_name(pipe.scheduler):
             if chosen not in SAMPLERS:
@@ -200,6 +202,7 @@ class KosmosGPipeline(DiffusionPipeline):
         height: int,
         width: int,
         num_inference_steps: int,
+        guidance_scale: float = 1.0,
         num_images_per_prompt: int = 1,
         negative_prompt: Prompts | None = None,
         prompt_embeds: GivenEmbeds | None = None,
@@ -220,6 +223,8 @@ class KosmosGPipeline(DiffusionPipeline):
         ):
             if value < 1 or value % step:
                 raise ConfigError(f"{name} is {value}; give a positive multiple of {step}")
+        if not math.isfinite(guidance_scale):
+            raise ConfigError(f"guidance_scale is {guidance_scale}; give a number such as 6")
         if (prompt is None) == (prompt_embeds is None):
             raise ConfigError("give either prompt or prompt_embeds, and not both")
         if negative_prompt is not None and negative_prompt_embeds is not None:
@@ -399,6 +404,7 @@ class KosmosGPipeline(DiffusionPipeline):
             height=height,
             width=width,
             num_inference_steps=num_inference_steps,
+            guidance_scale=guidance_scale,
             num_images_per_prompt=num_images_per_prompt,
             negative_prompt=negative_prompt,
             prompt_embeds=prompt_embeds,

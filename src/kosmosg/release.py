@@ -2,13 +2,13 @@
 
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
+from typing import Any
 
 from safetensors import SafetensorError, safe_open
-from torch import nn
 
 from kosmosg import config
 from kosmosg.errors import CheckpointError, ConfigError
@@ -18,6 +18,7 @@ GENERATION_FILE = "generation_config.json"
 INDEX_FILE = "model_index.json"
 SHIPPED = ("nano",)
 _WEIGHTS = "diffusion_pytorch_model"
+_PACKAGE = Path(str(files("kosmosg")))
 PARTS = ("mllm", "aligner", "unet", "vae")
 
 
@@ -48,13 +49,16 @@ class GenerationConfig:
 
 
 def find(name_or_path: str | os.PathLike[str]) -> Path:
-    """Return the directory of a shipped model (`nano`) or of a path.
+    """Return the directory of a shipped model (`nano`; write `./nano` for one of yours) or a path.
 
     Raises:
         CheckpointError: If there is no such directory.
     """
-    if name_or_path in SHIPPED and not Path(name_or_path).is_dir():
-        return Path(str(files("kosmosg"))) / str(name_or_path)
+    if name_or_path in SHIPPED:
+        directory = _PACKAGE / str(name_or_path)
+        if not directory.is_dir():
+            raise CheckpointError(f"{directory} is missing; {_remedy(directory)}")
+        return directory
     directory = Path(name_or_path)
     if not directory.is_dir():
         raise CheckpointError(
@@ -75,8 +79,7 @@ def read_generation_config(directory: Path) -> GenerationConfig:
         data = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise CheckpointError(
-            f"{directory} is no Kosmos-G model: {GENERATION_FILE} is missing; "
-            "give a directory that save_pretrained wrote"
+            f"{directory} is no Kosmos-G model: {GENERATION_FILE} is missing; {_remedy(directory)}"
         ) from None
     except (OSError, ValueError) as error:
         raise CheckpointError(f"cannot read {path}: {error}; restore the file") from None
@@ -103,15 +106,25 @@ def check_files(directory: Path, parts: Sequence[str], *, variant: str | None = 
     Raises:
         CheckpointError: Naming the first missing file and what to do.
     """
-    needed = [directory / INDEX_FILE, directory / "scheduler" / "scheduler_config.json"]
-    needed += [directory / part / "config.json" for part in parts]
-    for path in needed:
+    for path in (directory / INDEX_FILE, directory / "scheduler" / "scheduler_config.json"):
         if not path.is_file():
             raise CheckpointError(f"{path} is missing; {_remedy(directory)}")
     for part in parts:
-        if not weight_files(directory / part, variant=variant):
-            path = directory / part / f"{_WEIGHTS}.safetensors"
-            raise CheckpointError(f"the weights {path} are missing; {_remedy(directory)}")
+        check_part(directory, part, variant=variant)
+
+
+def check_part(directory: Path, part: str, *, variant: str | None = None) -> None:
+    """Pass a part that has its configuration and weights.
+
+    Raises:
+        CheckpointError: Naming the missing file and what to do.
+    """
+    path = directory / part / "config.json"
+    if not path.is_file():
+        raise CheckpointError(f"{path} is missing; {_remedy(directory)}")
+    if not weight_files(directory / part, variant=variant):
+        path = directory / part / f"{_WEIGHTS}.safetensors"
+        raise CheckpointError(f"the weights {path} are missing; {_remedy(directory)}")
 
 
 def weight_files(folder: Path, *, variant: str | None = None) -> list[Path]:
@@ -124,17 +137,35 @@ def weight_files(folder: Path, *, variant: str | None = None) -> list[Path]:
     ]
 
 
+def read_part_config(directory: Path, part: str) -> dict[str, Any]:
+    """Return the config.json of one part.
+
+    Raises:
+        CheckpointError: If it is missing or damaged.
+    """
+    path = directory / part / "config.json"
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"cannot read {path}: {error}; {_remedy(directory)}") from None
+
+
 def check_weights(
-    directory: Path, modules: Mapping[str, nn.Module], *, variant: str | None = None
+    directory: Path, keys: Mapping[str, Iterable[str]], *, variant: str | None = None
 ) -> None:
-    """Pass a model whose parts were loaded from files with exactly their keys.
+    """Pass parts whose files hold exactly the keys of their state.
 
     diffusers only logs a key that is missing or unexpected, and leaves the missing ones random.
+
+    Args:
+        directory: The model's.
+        keys: Of the state of each part, by the part's name.
+        variant: Of the weights that were loaded.
 
     Raises:
         CheckpointError: Naming the part and the keys.
     """
-    for name, module in modules.items():
+    for name, expected in keys.items():
         stored: set[str] = set()
         for path in weight_files(directory / name, variant=variant):
             try:
@@ -142,7 +173,7 @@ def check_weights(
                     stored |= set(file.keys())
             except SafetensorError as error:
                 raise CheckpointError(f"{path} is damaged: {error}; {_remedy(directory)}") from None
-        own = set(module.state_dict())
+        own = set(expected)
         if stored != own:
             raise CheckpointError(
                 f"the weights of {directory / name} do not fit its config.json: "
@@ -152,7 +183,7 @@ def check_weights(
 
 
 def _remedy(directory: Path) -> str:
-    if directory.name in SHIPPED and directory.parent == Path(str(files("kosmosg"))):
+    if directory.parent == _PACKAGE:
         return "reinstall kosmosg (the model is part of the package)"
     return "copy the whole directory again, or save it again with save_pretrained"
 

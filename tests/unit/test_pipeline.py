@@ -240,6 +240,7 @@ def test_bad_prompts_are_named(shared, prompt, words):
         ({"height": 33}, "height is 33; give a positive multiple of 2"),
         ({"width": 0}, "width is 0"),
         ({"num_inference_steps": 0}, "num_inference_steps is 0"),
+        ({"guidance_scale": float("nan")}, "guidance_scale is nan"),
         ({"num_images_per_prompt": -1}, "num_images_per_prompt is -1"),
         ({"prompt_embeds": embeds(0)}, "either prompt or prompt_embeds"),
         ({"prompt": None}, "either prompt or prompt_embeds"),
