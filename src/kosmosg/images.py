@@ -56,6 +56,7 @@ def open_image(source: str | Path | bytes | BinaryIO) -> Image.Image:
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             image = Image.open(BytesIO(data), formats=FORMATS)
         _check_size(image, name)
+        image.load()
         return to_rgb(ImageOps.exif_transpose(image))
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise PromptError(_too_large(name)) from error
@@ -64,9 +65,7 @@ def open_image(source: str | Path | bytes | BinaryIO) -> Image.Image:
             f"{name} is not a picture that can be read; save it as PNG or JPEG"
         ) from error
     except _DAMAGE as error:
-        raise PromptError(
-            f"{name} is a damaged picture ({error}); save or download it again"
-        ) from error
+        raise PromptError(_damaged(name, error)) from error
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
@@ -75,10 +74,14 @@ def to_rgb(image: Image.Image) -> Image.Image:
     White, because the pictures the model learnt from are cut out on white.
 
     Raises:
-        PromptError: If its pixels are 32-bit numbers, of which nobody knows the range.
+        PromptError: If its file turns out to be damaged, or its pixels are 32-bit numbers, of
+            which nobody knows the range.
     """
+    try:
+        image.load()  # a file is decoded only now
+    except _DAMAGE as error:
+        raise PromptError(_damaged("a picture", error)) from error
     if image.mode == "RGB":
-        image.load()
         return image
     if image.mode.startswith("I;16"):
         grey = (np.asarray(image, np.float64) / 257).round().astype(np.uint8)
@@ -177,6 +180,11 @@ def _check_aspect(image: Image.Image, name: str) -> None:
         raise PromptError(
             f"{name} is {width} x {height}, more than {MAX_ASPECT} times as long as wide; crop it"
         )
+
+
+def _damaged(name: str, error: BaseException) -> str:
+    reason = " ".join(str(error).split()) or type(error).__name__
+    return f"{name} is a damaged picture ({reason}); save or download it again"
 
 
 def _too_large(name: str) -> str:

@@ -16,6 +16,7 @@ DICTIONARY_FILE = "dict.txt"
 FIRST_SYMBOLS = ("<s>", "<pad>", "</s>", "<unk>")
 LAST_SYMBOLS = ("<mask>", "</doc>", "<image>", "</image>", "</chunk>", "</line>")
 SPACE = "\u2581"
+BLANKS = "\t\n\r\u00a0\u2028\u3000"
 
 
 class Tokenizer:
@@ -40,15 +41,16 @@ class Tokenizer:
     def __init__(self, pieces: SentencePieceProcessor, symbols: Sequence[str]) -> None:
         self._processor = pieces
         self._symbols = (*FIRST_SYMBOLS, *symbols, *LAST_SYMBOLS)
-        self._ids = {symbol: index for index, symbol in enumerate(self._symbols)}
-        if len(self._ids) != len(self._symbols):
+        # Of the dictionary's own symbols only: an unknown piece may spell a special one.
+        self._ids = {symbol: index for index, symbol in enumerate(symbols, len(FIRST_SYMBOLS))}
+        if len(self._ids) != len(symbols):
             raise CheckpointError(
-                f"{DICTIONARY_FILE} holds {len(self._symbols) - len(self._ids)} repeated symbols; "
+                f"{DICTIONARY_FILE} holds {len(symbols) - len(self._ids)} repeated symbols; "
                 "fetch the file again"
             )
-        self.image_id = self._ids["<image>"]
-        self.end_image_id = self._ids["</image>"]
         self.vocab_size = len(self._symbols)
+        self.image_id = self._symbols.index("<image>")
+        self.end_image_id = self._symbols.index("</image>")
 
     @classmethod
     def from_pretrained(cls, directory: str | Path) -> "Tokenizer":
@@ -152,10 +154,11 @@ def _unigram_model(symbols: Sequence[str]) -> bytes:
 
 
 def _small_letters() -> bytes:
-    """Return the compiled rule that reads capital letters as small ones."""
+    """Return the compiled rule that reads capital letters as small ones, and blanks as spaces."""
     trained = io.BytesIO()
     with tempfile.NamedTemporaryFile("w", suffix=".tsv") as rules:
         rules.writelines(f"{ord(c):X}\t{ord(c.lower()):X}\n" for c in string.ascii_uppercase)
+        rules.writelines(f"{ord(c):X}\t20\n" for c in BLANKS)
         rules.flush()
         SentencePieceTrainer.Train(
             sentence_iterator=iter(["a b c"]),
