@@ -13,8 +13,6 @@ NUM_LATENTS = 3
 IMAGE_SIZE = 16
 WORDS = ["a", "red", "blue", "cat", "dog", "in", "the", "snow", "with", "hat", ",", "."]
 TOKENIZER = Tokenizer.from_words(WORDS)
-    [*["a", "red", "blue", "cat", "dog", "in", "the", "snow", "with", "hat"], ",", "."]
-)
 
 
 def tiny_mllm(seed: int = 0, **options: Any) -> MLLM:
