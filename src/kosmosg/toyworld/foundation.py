@@ -5,7 +5,7 @@ Real diffusers and transformers classes at toy size; the vision tower is in visi
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -32,10 +32,11 @@ def pictures(scenes: Sequence[Scene], size: int) -> Float[Tensor, "batch 3 size 
 def build_vae() -> AutoencoderKL:
     """Return the toy VAE: four times smaller each way, 4 channels, 1.1M parameters."""
     widths = (16, 48, 80)
+    # diffusers' annotations speak of tuples of one
     return AutoencoderKL(
-        down_block_types=("DownEncoderBlock2D",) * 3,
-        up_block_types=("UpDecoderBlock2D",) * 3,
-        block_out_channels=widths,
+        down_block_types=("DownEncoderBlock2D",) * 3,  # pyright: ignore[reportArgumentType]
+        up_block_types=("UpDecoderBlock2D",) * 3,  # pyright: ignore[reportArgumentType]
+        block_out_channels=widths,  # pyright: ignore[reportArgumentType]
         layers_per_block=1,
         latent_channels=4,
         norm_num_groups=8,
@@ -76,12 +77,13 @@ class VAEStage:
         """Return the losses, each a mean over a picture, summed over pictures."""
         draws = Draws(generator, count=len(batch))
         with torch.set_grad_enabled(self.part == "whole" and torch.is_grad_enabled()):
-            posterior = model.encode(batch).latent_dist
+            posterior: Any = model.encode(batch, return_dict=False)[0]
         mean = posterior.mean
         noise = draws.normal(*mean.shape[1:], device=mean.device)
         # The decoder alone meets more noise than the encoder's own: a U-Net is not exact either.
         spread = posterior.std if self.part == "whole" else 0.05 * mean.float().std()
-        error = model.decode(mean + spread * noise).sample.float() - batch
+        restored = model.decode(mean + spread * noise, return_dict=False)[0]
+        error = restored.float() - batch
         across, down = error[..., 1:] - error[..., :-1], error[..., 1:, :] - error[..., :-1, :]
         edges = across.abs().mean() + down.abs().mean()
         reconstruction = error.abs().mean() + 0.5 * edges + 5 * error.square().mean()
@@ -109,6 +111,10 @@ def whiten(vae: AutoencoderKL, latents: Float[Tensor, "batch channels height wid
     """
     mean, deviation = latents.mean((0, 2, 3)), latents.std((0, 2, 3))
     enter, leave = vae.quant_conv, vae.post_quant_conv
+    assert enter is not None
+    assert enter.bias is not None
+    assert leave is not None
+    assert leave.bias is not None
     leave.bias += leave.weight[:, :, 0, 0] @ mean
     leave.weight *= deviation[None, :, None, None]
     count = len(mean)
@@ -154,7 +160,8 @@ def build_unet() -> UNet2DConditionModel:
         down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
         up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
         cross_attention_dim=128,
-        attention_head_dim=(2, 4, 6),  # diffusers' name for the number of heads
+        # diffusers' name for the number of heads
+        attention_head_dim=(2, 4, 6),  # pyright: ignore[reportArgumentType]
         norm_num_groups=16,
     )
 

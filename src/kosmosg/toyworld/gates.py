@@ -5,6 +5,7 @@ the vision tower does not show, and no picture is crisper than its autoencoder.
 """
 
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 import torch
@@ -110,6 +111,7 @@ def _grids(
         for i in range(count)
     ]
     size = vision.clip.config.image_size
+    assert isinstance(size, int)
     grids = []
     for start in range(0, count, 200):
         drawn, _ = render(scenes[start : start + 200], size)
@@ -134,5 +136,5 @@ def restored(vae: AutoencoderKL, *, count: int = 256) -> float:
     """Return the autoencoder's peak signal to noise ratio in dB on held-out renders."""
     scenes = [sample_scene(np.random.default_rng([63, i]), held_out=True) for i in range(count)]
     images = pictures(scenes, 64)
-    latents = vae.encode(images).latent_dist.mean
-    return psnr(vae.decode(latents).sample, images)
+    posterior: Any = vae.encode(images, return_dict=False)[0]
+    return psnr(vae.decode(posterior.mean, return_dict=False)[0], images)

@@ -79,7 +79,7 @@ class RecordStream:
         plans = [self._plan(index) for index in range(step * size, (step + 1) * size)]
         scenes = [scene for drawn, _ in plans for scene in drawn]
         pixels, masks = render(scenes, self.size) if scenes else (np.empty(0), np.empty(0))
-        pictures = [Image.fromarray(picture) for picture in pixels]
+        pictures = [Image.fromarray(np.asarray(picture)) for picture in pixels]
         records, start = [], 0
         for drawn, make in plans:
             end = start + len(drawn)

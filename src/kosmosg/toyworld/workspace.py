@@ -108,6 +108,7 @@ def _train_foundation(
     seed = config.train.seed
     model: nn.Module
     stage: Stage
+    made: dict[str, nn.Module]
     match config.part:
         case "vae" | "vae-decoder":
             whole = config.part == "vae"
@@ -142,7 +143,7 @@ def _train_foundation(
         validation=SceneStream(seed=seed + VALIDATION),
         recipe=to_dict(config),
     )
-    if config.part == "vae":
+    if config.part == "vae" and isinstance(model, AutoencoderKL):
         _whiten(model)
     return made
 
@@ -238,7 +239,8 @@ def _new_mllm(model_dir: Path, tokenizer: Tokenizer) -> MLLM:
         num_hidden_layers=5,
         num_attention_heads=6,
         num_latents=16,
-        **{f"vision_{key}": VISION[key] for key in ("hidden_size", "intermediate_size")},
+        vision_hidden_size=VISION["hidden_size"],
+        vision_intermediate_size=VISION["intermediate_size"],
         vision_layers=VISION["num_hidden_layers"],
         vision_heads=VISION["num_attention_heads"],
         image_size=VISION["image_size"],
@@ -265,7 +267,7 @@ def _whiten(vae: AutoencoderKL) -> None:
     scenes = [sample_scene(np.random.default_rng([8, index])) for index in range(256)]
     with torch.no_grad():
         device = next(vae.parameters()).device
-        latents = vae.encode(foundation.pictures(scenes, 64).to(device)).latent_dist.mean
+        latents = vae.encode(foundation.pictures(scenes, 64).to(device), return_dict=False)[0].mean
     foundation.whiten(vae, latents)
 
 

@@ -23,7 +23,10 @@ class Stage(Protocol):
     with `to(device)`.
     """
 
-    trainable: tuple[str, ...]
+    @property
+    def trainable(self) -> tuple[str, ...]:
+        """Return the name patterns."""
+        ...
 
     def collate(self, records: Sequence[Any]) -> Any:  # noqa: ANN401 - each stage has its own batch
         """Return the batch of these records. Runs in the prefetch thread; draws nothing."""
