@@ -9,6 +9,8 @@ from typing import Any
 
 from tqdm import tqdm
 
+from kosmosg.errors import ConfigError
+
 LOG_NAME = "log.jsonl"
 
 
@@ -20,11 +22,19 @@ class RunLog:
         first_step: Updates done so far.
         steps: Updates in all.
         batch_size: Records in a step, for the rate.
+
+    Raises:
+        ConfigError: If TensorBoard is not installed.
     """
 
     def __init__(self, run_dir: Path, *, first_step: int, steps: int, batch_size: int) -> None:
         # Imported late: it costs a second, and only training needs it.
-        from torch.utils.tensorboard.writer import SummaryWriter
+        try:
+            from torch.utils.tensorboard.writer import SummaryWriter
+        except ModuleNotFoundError as error:
+            raise ConfigError(
+                f"training needs {error.name}; type: pip install 'kosmosg[train]'"
+            ) from None
 
         path = run_dir / LOG_NAME
         kept = [entry for entry in read_log(run_dir) if entry["step"] <= first_step]
