@@ -171,7 +171,8 @@ def test_a_view_is_the_centre_square(view: Callable[[Image.Image, int], torch.Te
 def test_views_leave_the_picture_as_it_was() -> None:
     image = gradient()
     before = image.tobytes()
-    clip_view(image, 16), decoder_view(image, 16)
+    clip_view(image, 16)
+    decoder_view(image, 16)
     assert image.tobytes() == before
 
 
