@@ -1,9 +1,11 @@
 """A directory laid out as nano's, with random weights: what the toy world's evaluation reads."""
 
 from pathlib import Path
+from typing import cast
 
 import torch
-from diffusers import AutoencoderKL, UNet2DConditionModel
+from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
+from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from transformers import CLIPTextConfig, CLIPTextModel
 
 from kosmosg.model.alignernet import AlignerNet
@@ -84,18 +86,20 @@ def _pipeline(tokenizer: Tokenizer) -> KosmosGPipeline:
         attention_head_dim=4,
         norm_num_groups=4,
     )
-    vae = AutoencoderKL(
-        block_out_channels=(8, 8),
-        down_block_types=("DownEncoderBlock2D",) * 2,
-        up_block_types=("UpDecoderBlock2D",) * 2,
-        norm_num_groups=4,
-        sample_size=SIZE,
+    vae = AutoencoderKL.from_config(
+        {
+            "block_out_channels": (8, 8),
+            "down_block_types": ("DownEncoderBlock2D",) * 2,
+            "up_block_types": ("UpDecoderBlock2D",) * 2,
+            "norm_num_groups": 4,
+            "sample_size": SIZE,
+        }
     )
     return KosmosGPipeline(
         mllm=_mllm(tokenizer),
         aligner=_aligner(),
         unet=unet,
-        vae=vae,
+        vae=cast(AutoencoderKL, vae),
         scheduler=scheduler("dpms"),
         tokenizer=tokenizer,
         generation_config=GenerationConfig(

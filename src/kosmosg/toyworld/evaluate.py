@@ -72,8 +72,10 @@ def check_rows(names: Collection[str]) -> None:
     """Pass names of rows that exist.
 
     Raises:
-        ConfigError: Naming the wrong one, and those that look like it or all.
+        ConfigError: If there is none, or naming the wrong one and those that look like it.
     """
+    if not names:
+        raise ConfigError(f"no row to measure; name some of {', '.join(ROW_NAMES)}")
     for name in names:
         if name not in ROW_NAMES:
             near = get_close_matches(name, ROW_NAMES, n=2) or ROW_NAMES
@@ -82,7 +84,7 @@ def check_rows(names: Collection[str]) -> None:
 
 def needs(names: Collection[str]) -> set[Source]:
     """Return the parts of a model that these rows draw with."""
-    needed = {ROWS[name].source for name in names if name in ROWS}
+    needed: set[Source] = {ROWS[name].source for name in names if name in ROWS}
     if "stage1" in names:
         needed.add("stage2")  # which left stage 1's language model as it was
     if "paired_loss" in names:
@@ -209,7 +211,7 @@ def _images(
     seed: int,
     num_inference_steps: int | None,
     guidance_scale: float | None,
-    advance: Callable[[int], None],
+    advance: Callable[[int], object],
 ) -> Pictures:
     """Return a picture in [-1, 1] of each case, on the pipeline's device."""
     pipe, made = world.pipe, []
@@ -219,8 +221,8 @@ def _images(
             size = pipe.generation_config.height
             images = pictures([case.target for case in chosen], size).to(pipe.device)
             if ask.source == "vae":
-                with torch.no_grad():
-                    images = pipe.vae.decode(pipe.vae.encode(images).latent_dist.mode()).sample
+                decoder = ImageDecoder(pipe.vae, pipe.unet)
+                images = decoder.decode_latents(decoder.encode_images(images, _noise(seed, chosen)))
         else:
             embeds, null = conditions(world, ask, chosen)
             images = pipe(
@@ -228,10 +230,7 @@ def _images(
                 negative_prompt_embeds=null.expand_as(embeds),
                 num_inference_steps=num_inference_steps,
                 guidance_scale=guidance_scale,
-                generator=[
-                    torch.Generator().manual_seed(seed_of(seed, "noise", case.index))
-                    for case in chosen
-                ],
+                generator=_noise(seed, chosen),
                 output_type="pt",
             ).images
             images = torch.as_tensor(images) * 2 - 1
@@ -240,8 +239,12 @@ def _images(
     return torch.cat(made)
 
 
+def _noise(seed: int, asked: Sequence[Case]) -> list[torch.Generator]:
+    return [torch.Generator().manual_seed(seed_of(seed, "noise", case.index)) for case in asked]
+
+
 def _paired(
-    world: World, asked: Sequence[Case], *, seed: int, advance: Callable[[int], None]
+    world: World, asked: Sequence[Case], *, seed: int, advance: Callable[[int], object]
 ) -> Row:
     """Return the gap closed by each way to ask, and the losses it comes from."""
     embeds = {

@@ -37,7 +37,7 @@ def paired_loss(
     *,
     num_draws: int,
     seed: int,
-    advance: Callable[[int], None] = _nothing,
+    advance: Callable[[int], object] = _nothing,
 ) -> dict[str, float]:
     """Return the diffusion loss of the targets under each condition, at the same times and noise.
 
@@ -106,7 +106,7 @@ def language_figures(
     asked: Sequence[Case],
     *,
     seed: int,
-    advance: Callable[[int], None] = _nothing,
+    advance: Callable[[int], object] = _nothing,
 ) -> Row:
     """Return how well stage 1 reads held-out creatures: given the picture, the caption's words.
 
@@ -141,12 +141,12 @@ def language_figures(
         )
         tokens += int((batch.labels != IGNORED).sum())
         guessed = logits.argmax(-1)
-        for row, case in enumerate(chosen):
+        for number, case in enumerate(chosen):
             for word in WORDS:
                 index = tokenizer.encode(getattr(case.target.subjects[0], word))[0]
-                at = (batch.labels[row] == index).nonzero()
+                at = (batch.labels[number] == index).nonzero()
                 if len(at):
-                    right[word][0] += int(guessed[row, at[0]] == index)
+                    right[word][0] += int(guessed[number, at[0]] == index)
                     right[word][1] += 1
         advance(len(chosen))
     said = {f"{word}_word": (hits, n) for word, (hits, n) in right.items() if n}

@@ -89,5 +89,5 @@ def _grid(columns: tuple[str, ...], rows: Mapping[str, Row]) -> str:
     )
 
 
-def _number(value: float) -> str:
+def _number(value: int | float) -> str:
     return str(value) if isinstance(value, int) else f"{value:.3f}"

@@ -6,16 +6,22 @@ from pathlib import Path
 from typing import Literal, TypeVar
 
 import torch
+from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 from diffusers.models.modeling_utils import ModelMixin
+from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
+from torch import nn
 from transformers import CLIPTextModel
 
 from kosmosg import release
 from kosmosg.errors import CheckpointError
 from kosmosg.model.alignernet import AlignerNet
+from kosmosg.model.image_decoder import scheduler
 from kosmosg.model.kosmosg import KosmosG
 from kosmosg.model.mllm import MLLM
 from kosmosg.pipeline import KosmosGPipeline
+from kosmosg.tokenizer import Tokenizer
 from kosmosg.toyworld.judge import Judge
+from kosmosg.toyworld.workspace import GENERATION
 
 Source = Literal["render", "vae", "text_encoder", "stage2", "stage3"]
 _Part = TypeVar("_Part", bound=ModelMixin)
@@ -38,10 +44,17 @@ class World:
 def load(directory: Path, needed: Collection[Source]) -> World:
     """Return these parts of a model's directory and the judge, in float32.
 
+    Args:
+        directory: A whole model, or the `model` of a workspace in which not all is trained yet.
+        needed: What the rows draw with.
+
     Raises:
         CheckpointError: If a part is missing or damaged.
     """
-    pipe = KosmosGPipeline.from_pretrained(directory)
+    if (directory / release.INDEX_FILE).is_file():
+        pipe = KosmosGPipeline.from_pretrained(directory)
+    else:
+        pipe = _unfinished(directory, needed)
     pipe.set_progress_bar_config(disable=True)
     pipe.to("cuda" if torch.cuda.is_available() else "cpu")
     device = pipe.device
@@ -53,12 +66,29 @@ def load(directory: Path, needed: Collection[Source]) -> World:
         readers["stage2"] = KosmosG(mllm, _part(AlignerNet, directory / "stage2", "aligner"))
     text_encoder = None
     if "text_encoder" in needed:
-        text_encoder = _text_encoder(directory / "text_encoder").to(device)
+        text_encoder = _text_encoder(directory / "text_encoder")
+        nn.Module.to(text_encoder, device)
+    judge = _part(Judge, directory, "judge")
+    nn.Module.to(judge, device)  # diffusers' own `to` confuses type checkers
     return World(
         pipe=pipe,
-        judge=_part(Judge, directory, "judge").to(device),
+        judge=judge,
         text_encoder=text_encoder,
         readers={name: reader.to(device).eval() for name, reader in readers.items()},
+    )
+
+
+def _unfinished(directory: Path, needed: Collection[Source]) -> KosmosGPipeline:
+    """Return the pipeline of a workspace's parts, without readers of prompts if none is needed."""
+    reads = "stage3" in needed
+    return KosmosGPipeline(
+        mllm=_part(MLLM, directory, "mllm") if reads else None,
+        aligner=_part(AlignerNet, directory, "aligner") if reads else None,
+        unet=_part(UNet2DConditionModel, directory, "unet"),
+        vae=_part(AutoencoderKL, directory, "vae"),
+        scheduler=scheduler("dpms"),
+        tokenizer=Tokenizer.from_pretrained(directory / "tokenizer"),
+        generation_config=GENERATION,
     )
 
 
@@ -79,5 +109,5 @@ def _text_encoder(folder: Path) -> CLIPTextModel:
 def _missing(folder: Path) -> str:
     return (
         f"{folder} has no weights, and a row you asked for needs them; "
-        "choose other rows with --rows, or a model that has them (nano has)"
+        "train it, choose other rows with --rows, or give a model that has it (nano has)"
     )
