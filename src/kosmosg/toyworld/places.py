@@ -35,7 +35,7 @@ class Canvas:
             pixels = pixels + coverage[..., None] * (colour[:, None, None, :] - pixels)
         self.pixels[rows] = pixels
 
-    def rgb(self, *colour: float) -> Array:
+    def rgb(self, *colour: int) -> Array:
         """Return a colour, 0 to 255 each."""
         return self.array(colour)
 
