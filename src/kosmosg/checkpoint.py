@@ -139,7 +139,9 @@ def save_training_state(run_dir: Path, state: TrainingState, *, config: object, 
         "numbers": dict(state.numbers),
         "torch": torch.__version__,
     }
-    target = _checkpoints(run_dir) / f"{_PREFIX}{state.step:08d}"
+    target = step_directory(run_dir, state.step)
+    for left in target.parent.glob(f".{_PREFIX}*"):  # by a process that was killed while writing
+        shutil.rmtree(left, ignore_errors=True)
     write_directory(
         target,
         {
@@ -186,12 +188,13 @@ def latest(run_dir: Path) -> tuple[TrainingState | None, list[str]]:
     return None, refused
 
 
-def _checkpoints(run_dir: Path) -> Path:
-    return run_dir / "checkpoints"
+def step_directory(run_dir: Path, step: int) -> Path:
+    """Return where a run keeps its state after so many steps."""
+    return run_dir / "checkpoints" / f"{_PREFIX}{step:08d}"
 
 
 def _steps(run_dir: Path) -> list[Path]:
-    return sorted(_checkpoints(run_dir).glob(f"{_PREFIX}*"))
+    return sorted(step_directory(run_dir, 0).parent.glob(f"{_PREFIX}*"))
 
 
 # ----------------------------------------------------------------------------------------- weights

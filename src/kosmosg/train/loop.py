@@ -143,7 +143,7 @@ class _Run:
         self.optimizer = make_optimizer(config.optim, self.named.values())
         self.average = Average(config.ema, self.named) if config.ema else None
         self.step = 0
-        self.saved: Path | None = None
+        self.saved_step: int | None = None
 
     # ------------------------------------------------------------------------------ the loop
 
@@ -268,6 +268,8 @@ class _Run:
     # -------------------------------------------------------------------- stopping, continuing
 
     def save(self) -> Path:
+        if self.saved_step == self.step:
+            return checkpoint.step_directory(self.run_dir, self.step)
         state = checkpoint.TrainingState(
             step=self.step,
             weights=self.named | buffers(self.model),
@@ -278,10 +280,11 @@ class _Run:
                 "frozen": self.frozen_sum,
             },
         )
-        self.saved = checkpoint.save_training_state(
+        path = checkpoint.save_training_state(
             self.run_dir, state, config=self.kept, keep=self.config.keep_checkpoints
         )
-        return self.saved
+        self.saved_step = self.step
+        return path
 
     def restore(self) -> None:
         state, refused = checkpoint.latest(self.run_dir)
@@ -294,7 +297,7 @@ class _Run:
                 f"the frozen weights are not those that {self.run_dir} was trained with;"
                 " resume with the same starting weights"
             )
-        self.step = state.step
+        self.step = self.saved_step = state.step
         frozen = {n: p for n, p in self.model.named_parameters() if n not in self.named}
         checkpoint.load_weights(self.model, {**frozen, **state.weights}, source=str(self.run_dir))
         restore_optimizer(self.optimizer, self.named, state.optimizer)
