@@ -143,7 +143,9 @@ class KosmosGPipeline(DiffusionPipeline):
         try:
             pipe = super().from_pretrained(str(directory), local_files_only=True, **kwargs)
         except (OSError, RuntimeError, ValueError, SafetensorError) as error:
-            raise CheckpointError(f"cannot load {directory}: {_line(error)}") from error
+            raise CheckpointError(
+                f"cannot load {directory}: {_line(error)}; {release.remedy(directory)}"
+            ) from error
         keys = {name: getattr(pipe, name).state_dict() for name in parts}
         release.check_weights(directory, keys, variant=variant)
         chosen = pipe.generation_config.scheduler

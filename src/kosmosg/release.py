@@ -57,7 +57,7 @@ def find(name_or_path: str | os.PathLike[str]) -> Path:
     if name_or_path in SHIPPED:
         directory = _PACKAGE / str(name_or_path)
         if not directory.is_dir():
-            raise CheckpointError(f"{directory} is missing; {_remedy(directory)}")
+            raise CheckpointError(f"{directory} is missing; {remedy(directory)}")
         return directory
     directory = Path(name_or_path)
     if not directory.is_dir():
@@ -79,7 +79,7 @@ def read_generation_config(directory: Path) -> GenerationConfig:
         data = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise CheckpointError(
-            f"{directory} is no Kosmos-G model: {GENERATION_FILE} is missing; {_remedy(directory)}"
+            f"{directory} is no Kosmos-G model: {GENERATION_FILE} is missing; {remedy(directory)}"
         ) from None
     except (OSError, ValueError) as error:
         raise CheckpointError(f"cannot read {path}: {error}; restore the file") from None
@@ -108,7 +108,7 @@ def check_files(directory: Path, parts: Sequence[str], *, variant: str | None = 
     """
     for path in (directory / INDEX_FILE, directory / "scheduler" / "scheduler_config.json"):
         if not path.is_file():
-            raise CheckpointError(f"{path} is missing; {_remedy(directory)}")
+            raise CheckpointError(f"{path} is missing; {remedy(directory)}")
     for part in parts:
         check_part(directory, part, variant=variant)
 
@@ -121,10 +121,10 @@ def check_part(directory: Path, part: str, *, variant: str | None = None) -> Non
     """
     path = directory / part / "config.json"
     if not path.is_file():
-        raise CheckpointError(f"{path} is missing; {_remedy(directory)}")
+        raise CheckpointError(f"{path} is missing; {remedy(directory)}")
     if not weight_files(directory / part, variant=variant):
         path = directory / part / f"{_WEIGHTS}.safetensors"
-        raise CheckpointError(f"the weights {path} are missing; {_remedy(directory)}")
+        raise CheckpointError(f"the weights {path} are missing; {remedy(directory)}")
 
 
 def weight_files(folder: Path, *, variant: str | None = None) -> list[Path]:
@@ -147,7 +147,7 @@ def read_part_config(directory: Path, part: str) -> dict[str, Any]:
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise CheckpointError(f"cannot read {path}: {error}; {_remedy(directory)}") from None
+        raise CheckpointError(f"cannot read {path}: {error}; {remedy(directory)}") from None
 
 
 def check_weights(
@@ -172,17 +172,18 @@ def check_weights(
                 with safe_open(path, framework="pt") as file:
                     stored |= set(file.keys())
             except SafetensorError as error:
-                raise CheckpointError(f"{path} is damaged: {error}; {_remedy(directory)}") from None
+                raise CheckpointError(f"{path} is damaged: {error}; {remedy(directory)}") from None
         own = set(expected)
         if stored != own:
             raise CheckpointError(
                 f"the weights of {directory / name} do not fit its config.json: "
                 f"missing {_some(own - stored)}, unexpected {_some(stored - own)}; "
-                f"{_remedy(directory)}"
+                f"{remedy(directory)}"
             )
 
 
-def _remedy(directory: Path) -> str:
+def remedy(directory: Path) -> str:
+    """Return what to do about a model whose files are not as they should be."""
     if directory.parent == _PACKAGE:
         return "reinstall kosmosg (the model is part of the package)"
     return "copy the whole directory again, or save it again with save_pretrained"

@@ -17,6 +17,7 @@ from diffusers.schedulers.scheduling_unipc_multistep import UniPCMultistepSchedu
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
+from kosmosg import release
 from kosmosg.errors import CheckpointError, ConfigError, PromptError
 from kosmosg.model.image_decoder import scheduler
 from kosmosg.pipeline import KosmosGPipeline, sampler_name
@@ -470,6 +471,28 @@ def test_damaged_and_foreign_weights_are_refused(tmp_path, toy_dir):
     save_file(tensors | {"encoder.queries": torch.zeros(3, 3)}, weights)
     with pytest.raises(CheckpointError, match="cannot load"):
         KosmosGPipeline.from_pretrained(directory)
+
+
+def test_weights_in_shards_load_and_a_missing_shard_is_named(tmp_path, pipe):
+    pipe.save_pretrained(tmp_path, max_shard_size="40KB")
+    shards = sorted((tmp_path / "mllm").glob("*.safetensors"))
+    assert len(shards) > 1
+    loaded = KosmosGPipeline.from_pretrained(tmp_path)
+    ours, theirs = pipe.mllm.state_dict(), loaded.mllm.state_dict()
+    assert all(torch.equal(ours[key], theirs[key]) for key in ours)
+    shards[-1].unlink()
+    with pytest.raises(CheckpointError, match=rf"{shards[-1].name} .*; copy the whole"):
+        KosmosGPipeline.from_pretrained(tmp_path)
+
+
+def test_the_shipped_model_is_found_by_name_and_its_absence_has_a_remedy(tmp_path, monkeypatch):
+    monkeypatch.setattr(release, "_PACKAGE", tmp_path)
+    with pytest.raises(CheckpointError, match="nano is missing; reinstall kosmosg"):
+        release.find("nano")
+    (tmp_path / "nano").mkdir()
+    assert release.find("nano") == tmp_path / "nano"
+    with pytest.raises(CheckpointError, match=r"no Kosmos-G model.*; reinstall kosmosg"):
+        KosmosGPipeline.from_pretrained("nano")
 
 
 def test_saving_where_one_cannot_is_one_error(tmp_path, shared):
