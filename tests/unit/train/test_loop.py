@@ -239,3 +239,13 @@ def test_values_that_cannot_work_are_named(tmp_path, changes, message):
         pytest.skip("this machine has a GPU")
     with pytest.raises(ConfigError, match=message):
         fit(net(), Regression(), Pairs(0), train_config(**changes), tmp_path / "run")
+
+
+def test_the_stage_shown_in_the_docs_trains(repository, tmp_path, monkeypatch):
+    text = (repository / "docs" / "training.md").read_text()
+    code = text.partition("```python\n")[2].partition("```")[0]
+    monkeypatch.chdir(tmp_path)
+    exec(compile(code, "docs/training.md", "exec"), {})
+    losses = [entry["loss"] for entry in read_log(tmp_path / "runs" / "circles")]
+    assert len(losses) == 2
+    assert losses[1] < losses[0]
