@@ -1,3 +1,4 @@
+import cmath
 import math
 
 import pytest
@@ -90,6 +91,27 @@ def test_xpos_knows_only_distances(offset: int, head_dim: int) -> None:
     diagonal = (..., range(6), range(6))
     torch.testing.assert_close(near[diagonal], still[diagonal], atol=1e-4, rtol=1e-4)
     assert not torch.allclose(near, still, atol=1e-2)
+
+
+def test_xpos_is_its_formula() -> None:
+    """NUMERICS section 4, adjacent numbers read as one complex number."""
+    head_dim, positions = 8, [2, 3, 700]
+    query, key = heads(1, 1, 3, head_dim), heads(1, 1, 3, head_dim, seed=1)
+    turned = Rotation.at(torch.tensor([positions]), head_dim)(query, key)
+    for ours, plain, sign in ((turned[0], query, 1), (turned[1], key, -1)):
+        for row, position in enumerate(positions):
+            for i in range(head_dim // 2):
+                zeta = (2 * i + 0.4 * head_dim) / (1.4 * head_dim)
+                angle = position * 10000 ** (-i / (head_dim / 2))
+                real, imaginary = plain[0, 0, row, 2 * i : 2 * i + 2].tolist()
+                expected = complex(real, imaginary) * cmath.rect(
+                    zeta ** (sign * position / 512), angle
+                )
+                pair = torch.tensor([expected.real, expected.imag])
+                # float32 angles of several hundred are exact to about 1e-4
+                torch.testing.assert_close(
+                    ours[0, 0, row, 2 * i : 2 * i + 2], pair, atol=2e-3, rtol=1e-3
+                )
 
 
 def test_xpos_lets_distant_words_fade() -> None:

@@ -212,6 +212,15 @@ def test_every_trained_parameter_receives_a_gradient() -> None:
         assert torch.isfinite(parameter.grad).all(), name
 
 
+def test_pads_teach_the_embedding_nothing() -> None:
+    model, batch = tiny_mllm(), batch_of(["a red cat"], ["in"])
+    model(batch.input_ids, batch.attention_mask).square().sum().backward()
+    gradient = model.embed_tokens.weight.grad
+    assert gradient is not None
+    assert not gradient[TOKENIZER.pad_id].any()
+    assert gradient[TOKENIZER.bos_id].any()
+
+
 def test_bfloat16_weights_stay_near_float32_ones() -> None:
     exact = states(MODELS[0], batch_of(*PROMPTS))
     rough = tiny_mllm().to(torch.bfloat16)
