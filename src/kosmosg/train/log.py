@@ -1,6 +1,7 @@
 """What a run tells while it runs: a progress line, a JSON line per entry, TensorBoard curves."""
 
 import json
+import os
 import sys
 import time
 from collections.abc import Mapping
@@ -9,7 +10,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from kosmosg.errors import ConfigError
+from kosmosg.errors import ConfigError, KosmosGError
 
 LOG_NAME = "log.jsonl"
 
@@ -28,19 +29,13 @@ class RunLog:
     """
 
     def __init__(self, run_dir: Path, *, first_step: int, steps: int, batch_size: int) -> None:
-        # Imported late: it costs a second, and only training needs it.
-        try:
-            from torch.utils.tensorboard.writer import SummaryWriter
-        except ModuleNotFoundError as error:
-            raise ConfigError(
-                f"training needs {error.name}; type: pip install 'kosmosg[train]'"
-            ) from None
-
         path = run_dir / LOG_NAME
         kept = [entry for entry in read_log(run_dir) if entry["step"] <= first_step]
         path.write_text("".join(json.dumps(entry) + "\n" for entry in kept))
-        self._file = path.open("a")
-        self._board = SummaryWriter(str(run_dir / "tensorboard"), purge_step=first_step + 1)
+        # Without a buffer nothing is left to be written when the disk is full.
+        self._file = path.open("ab", buffering=0)
+        self._run_dir = run_dir
+        self._board = _Board(run_dir / "tensorboard", first_step=first_step)
         # In a file each redraw is another line, so they come rarely there.
         interval = 0.5 if sys.stderr.isatty() else 30
         self._bar = tqdm(
@@ -54,7 +49,11 @@ class RunLog:
         self._bar.update()
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
-        """Write values of one step everywhere; `loss` also stands in the progress line."""
+        """Write values of one step everywhere; `loss` also stands in the progress line.
+
+        Raises:
+            KosmosGError: If the disk is full, or the log cannot be written for another reason.
+        """
         then, done = self._mark
         now = time.monotonic()
         entry = {"step": step, **values}
@@ -65,21 +64,62 @@ class RunLog:
             self._bar.set_postfix_str(
                 f"loss {values['loss']:.4f}, {rate:.1f} samples/s", refresh=False
             )
-        self._file.write(json.dumps(entry) + "\n")
-        self._file.flush()
-        for name, value in entry.items():
-            if name != "step":
-                self._board.add_scalar(name, value, step)
-
-    def say(self, line: str) -> None:
-        """Print one line above the progress line, on standard error."""
-        self._bar.write(line, file=self._bar.fp)
+        try:
+            self._file.write(json.dumps(entry).encode() + b"\n")
+            self._board.write(step, {name: v for name, v in entry.items() if name != "step"})
+        except OSError as error:
+            raise KosmosGError(
+                f"cannot write the log in {self._run_dir}: {error.strerror or error}; make room,"
+                " then continue with --resume (the checkpoints are intact)"
+            ) from error
 
     def close(self) -> None:
         """Finish the progress line and the files."""
         self._bar.close()
         self._file.close()
         self._board.close()
+
+
+class _Board:
+    """TensorBoard's event file, written at once.
+
+    Not through SummaryWriter: that writes in a thread, which on a full disk dies with a traceback.
+    """
+
+    def __init__(self, directory: Path, *, first_step: int) -> None:
+        try:
+            from tensorboard.compat.proto import event_pb2, summary_pb2
+            from tensorboard.summary.writer.record_writer import RecordWriter
+        except ModuleNotFoundError as error:
+            raise ConfigError(
+                f"training needs {error.name}; type: pip install 'kosmosg[train]'"
+            ) from None
+
+        directory.mkdir(exist_ok=True)
+        # pyright does not see classes that protobuf makes at import.
+        events: Any = event_pb2
+        summaries: Any = summary_pb2
+        self._event, self._summary = events.Event, summaries.Summary
+        name = f"events.out.tfevents.{time.time():.6f}.{os.getpid()}"
+        self._file = (directory / name).open("ab", buffering=0)
+        self._records = RecordWriter(self._file)
+        self._write(file_version="brain.Event:2")
+        # Tells TensorBoard to forget what an interrupted run had written beyond this step.
+        start = events.SessionLog(status=events.SessionLog.START)
+        self._write(step=first_step + 1, session_log=start)
+
+    def write(self, step: int, values: Mapping[str, float]) -> None:
+        scalars = [
+            self._summary.Value(tag=name, simple_value=value) for name, value in values.items()
+        ]
+        self._write(step=step, summary=self._summary(value=scalars))
+
+    def _write(self, **fields: object) -> None:
+        event = self._event(wall_time=time.time(), **fields)
+        self._records.write(event.SerializeToString())
+
+    def close(self) -> None:
+        self._file.close()
 
 
 def read_log(run_dir: Path) -> list[dict[str, Any]]:

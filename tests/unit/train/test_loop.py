@@ -1,10 +1,12 @@
 import json
 import os
+import resource
 import signal
 
 import pytest
 import torch
 from PIL import Image
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from kosmosg import checkpoint
 from kosmosg.errors import CheckpointError, ConfigError, DataError, KosmosGError
@@ -54,7 +56,9 @@ def test_a_run_learns_and_leaves_its_story(tmp_path):
     assert json.loads((tmp_path / "run" / "config.json").read_text())["steps"] == 80
     pictures = sorted(p.name for p in (tmp_path / "run" / "samples").iterdir())
     assert pictures[0] == "step-00000006.png"
-    assert list((tmp_path / "run" / "tensorboard").iterdir())
+    board = EventAccumulator(str(tmp_path / "run" / "tensorboard")).Reload()
+    assert [event.step for event in board.Scalars("validation_loss")] == [20, 40, 60, 80]
+    assert [event.value for event in board.Scalars("loss")] == pytest.approx(losses)
     state = checkpoint.load_training_state(path)
     assert not model.training
     assert all(p.equal(state.average[n]) for n, p in model.named_parameters())
@@ -201,6 +205,33 @@ def test_an_error_while_reading_ahead_reaches_the_caller(tmp_path):
 
     with pytest.raises(DataError, match="record 24 is damaged"):
         fit(net(), Regression(), Broken(0), train_config(), tmp_path / "run")
+
+
+@pytest.mark.parametrize(("log_every", "room"), [(1, 400), (1000, 1500)], ids=["log", "weights"])
+def test_a_full_disk_ends_in_one_line_and_loses_nothing(tmp_path, log_every, room):
+    """The system refuses to let files grow, as a full disk would: an OSError while writing."""
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+
+    class Fills(Pairs):
+        def batch(self, step, size):
+            if step == 9:
+                resource.setrlimit(resource.RLIMIT_FSIZE, (room, limits[1]))
+            return super().batch(step, size)
+
+    config = train_config(checkpoint_s=0.0, log_every=log_every)
+    whole = net()
+    fit(whole, Regression(), Pairs(0), config, tmp_path / "whole")
+    try:
+        with pytest.raises(KosmosGError, match=r"cannot write .*: File too large; make room"):
+            fit(net(), Regression(), Fills(0), config, tmp_path / "run")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    state, refused = checkpoint.latest(tmp_path / "run")
+    assert state is not None
+    assert (0 < state.step < 12, refused) == (True, [])
+    model = net()
+    fit(model, Regression(), Pairs(0), config, tmp_path / "run", resume=True)
+    assert same(model, whole)
 
 
 def test_two_runs_cannot_share_a_directory(tmp_path):
