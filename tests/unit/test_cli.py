@@ -166,7 +166,7 @@ def test_a_real_ctrl_c_is_one_line() -> None:
     assert child.stdout is not None
     assert child.stdout.readline() == "ready\n"
     child.send_signal(signal.SIGINT)
-    _, err = child.communicate(timeout=20)
+    _, err = child.communicate(timeout=120)
     assert (child.returncode, err) == (130, "kosmosg: stopped by Ctrl-C\n")
 
 
