@@ -221,8 +221,9 @@ def _images(
             size = pipe.generation_config.height
             images = pictures([case.target for case in chosen], size).to(pipe.device)
             if ask.source == "vae":
-                decoder = ImageDecoder(pipe.vae, pipe.unet)
-                images = decoder.decode_latents(decoder.encode_images(images, _noise(seed, chosen)))
+                with torch.no_grad():
+                    latents = pipe.vae.encode(images, return_dict=False)[0].mode()
+                    images = pipe.vae.decode(latents, return_dict=False)[0]  # pyright: ignore[reportArgumentType]
         else:
             embeds, null = conditions(world, ask, chosen)
             images = pipe(

@@ -53,11 +53,12 @@ def save(
         if not present:
             continue
         count = min(len(images) for images in present.values())
+        size = next(iter(present.values())).shape[-1]
         asked = cases(count, seed=seed, num_subjects=num_subjects)
         rows = []
         for index, case in enumerate(asked):
             made = [to_pil(images[index]) for images in present.values()]
-            rows.append((case.caption, [*draw(case.references, SIDE), *made]))
+            rows.append((case.caption, [*draw(case.references, size), *made]))
         path = out_dir / f"toyworld-{name}.png"
         sheet([*(["shown"] * num_subjects), *present], rows).save(path)
         written.append(path)
