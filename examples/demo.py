@@ -29,7 +29,7 @@ WORDS_WIDTH = 470
 
 def creature(rng: np.random.Generator, *, place: str, bare: bool = False) -> Image.Image:
     """Return a picture of a held-out creature; `bare` means without hat, crown and the like."""
-    subject = sample_subject(rng, held_out=True)
+    subject = replace(sample_subject(rng, held_out=True), radius=0.28)
     if bare:
         subject = replace(subject, accessory="none")
     pixels, _ = render([Scene(subjects=(subject,), place=place)])

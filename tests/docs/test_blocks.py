@@ -14,7 +14,9 @@ import typer
 from kosmosg import cli
 from kosmosg.cli import page
 
-PAGES = ["README.md", "docs/index.md", "docs/quickstart.md", "docs/training.md", "docs/results.md"]
+PAGES = ["README.md"] + [
+    f"docs/{name}.md" for name in ("index", "quickstart", "training", "toyworld", "results")
+]
 # What a shell block may call besides our own commands.
 FOREIGN = {"git", "cd", "export", "source", "pip", "sudo", "apt-get"}
 
