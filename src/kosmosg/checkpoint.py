@@ -152,8 +152,11 @@ def save_training_state(run_dir: Path, state: TrainingState, *, config: object, 
             _STATE: _json(numbers),
         },
     )
-    for old in _steps(run_dir)[:-keep]:
-        shutil.rmtree(old, ignore_errors=True)
+    steps = _steps(run_dir)
+    newest = steps.index(target) + 1
+    # Beyond this step lie only damaged ones, which resuming passed over.
+    for stale in [*steps[: max(0, newest - keep)], *steps[newest:]]:
+        shutil.rmtree(stale, ignore_errors=True)
     return target
 
 
@@ -200,47 +203,6 @@ def _steps(run_dir: Path) -> list[Path]:
 # ----------------------------------------------------------------------------------------- weights
 
 
-def save_weights(
-    path: Path, tensors: Mapping[str, Tensor], *, dtype: torch.dtype | None = None
-) -> str:
-    """Write named tensors as one safetensors file, atomically; return its sha256.
-
-    Args:
-        path: Where to write; an existing file is replaced.
-        tensors: The tensors, wherever they live.
-        dtype: What floating-point tensors are stored as; None keeps each one's own.
-
-    Raises:
-        CheckpointError: If it cannot be written; an existing file stays as it was.
-    """
-    data = _pack(tensors, dtype)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        _write_synced(temporary, data)
-        temporary.replace(path)
-        _sync_directory(path.parent)
-    except OSError as error:
-        temporary.unlink(missing_ok=True)
-        raise CheckpointError(
-            f"cannot write {path}: {error.strerror or error}; make room or choose another path"
-        ) from error
-    return hashlib.sha256(data).hexdigest()
-
-
-def read_weights(path: Path) -> dict[str, Tensor]:
-    """Return the tensors of one safetensors file.
-
-    Raises:
-        CheckpointError: If the file is missing or is not safetensors.
-    """
-    try:
-        data = path.read_bytes()
-    except OSError as error:
-        raise CheckpointError(f"cannot read weights {path}: {error.strerror}") from error
-    return _unpack(data, path)
-
-
 def load_weights(model: nn.Module, tensors: Mapping[str, Tensor], *, source: str) -> None:
     """Put tensors into a model, strictly: the same names, the same shapes.
 
@@ -277,16 +239,10 @@ def _some(names: list[str]) -> str:
     return (", ".join(names[:5]) + more) or "nothing"
 
 
-def _pack(tensors: Mapping[str, Tensor], dtype: torch.dtype | None = None) -> bytes:
+def _pack(tensors: Mapping[str, Tensor]) -> bytes:
     # Cloned, because safetensors refuses tensors that share memory.
     return safetensors.torch.save(
-        {
-            name: value.detach()
-            .to("cpu", dtype if value.is_floating_point() else None)
-            .contiguous()
-            .clone()
-            for name, value in tensors.items()
-        }
+        {name: value.detach().cpu().contiguous().clone() for name, value in tensors.items()}
     )
 
 

@@ -290,6 +290,11 @@ class _Run:
         state, refused = checkpoint.latest(self.run_dir)
         for reason in refused:
             sys.stderr.write(f"passed over: {reason}\n")
+        if state is None and refused:
+            raise CheckpointError(
+                f"no checkpoint in {self.run_dir} can be used; the newest: {refused[0]}; put a"
+                " whole one back, or start a new run in another directory"
+            )
         if state is None:
             return
         if state.numbers["frozen"] != self.frozen_sum:
