@@ -166,24 +166,24 @@ class KosmosGPipeline(DiffusionPipeline):
     ) -> None:
         """Write the pipeline as a directory that `from_pretrained` reads.
 
-        model_index.json is written last, so that a directory which has it is whole.
+        Other files in an existing directory stay; a model in it is replaced only once the whole of
+        this one is on the disk.
 
         Raises:
-            CheckpointError: If a file cannot be written.
+            CheckpointError: If a file cannot be written; then what was there stays as it was.
         """
-        directory = Path(save_directory)
         defaults = dataclasses.replace(
             self.generation_config, scheduler=sampler_name(self.scheduler)
         )
         try:
-            directory.mkdir(parents=True, exist_ok=True)
-            (directory / release.INDEX_FILE).unlink(missing_ok=True)
-            self.tokenizer.save_pretrained(directory / "tokenizer")
-            config.save(defaults, directory / release.GENERATION_FILE)
-            super().save_pretrained(str(directory), *args, **kwargs)
+            with release.replacing(Path(save_directory)) as directory:
+                self.tokenizer.save_pretrained(directory / "tokenizer")
+                config.save(defaults, directory / release.GENERATION_FILE)
+                super().save_pretrained(str(directory), *args, **kwargs)
         except (OSError, ConfigError, SafetensorError) as error:
             raise CheckpointError(
-                f"cannot save to {directory}: {_line(error)}; make room or choose another directory"
+                f"cannot save to {save_directory}: {_line(error)}; "
+                "make room or choose another directory"
             ) from error
 
     @classmethod
@@ -291,10 +291,11 @@ class KosmosGPipeline(DiffusionPipeline):
             return prompt_embeds, None
         if negative_prompt_embeds is None:
             negative = [[""]] if negative_prompt is None else as_batch(negative_prompt)
-            if len(negative) == 1:
-                negative *= len(prompt_embeds) // num_images_per_prompt
             self._check_prompts([one for one in negative if not is_empty(one)])
             negative_prompt_embeds = self._encode(negative)
+            if len(negative) == 1:
+                num_prompts = len(prompt_embeds) // num_images_per_prompt
+                negative_prompt_embeds = negative_prompt_embeds.expand(num_prompts, -1, -1)
         negative_prompt_embeds = self._rows(negative_prompt_embeds, num_images_per_prompt)
         if len(negative_prompt_embeds) != len(prompt_embeds):
             raise PromptError(

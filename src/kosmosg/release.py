@@ -2,7 +2,10 @@
 
 import json
 import os
-from collections.abc import Iterable, Mapping, Sequence
+import re
+import shutil
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
@@ -18,6 +21,10 @@ GENERATION_FILE = "generation_config.json"
 INDEX_FILE = "model_index.json"
 SHIPPED = ("nano",)
 _WEIGHTS = "diffusion_pytorch_model"
+_WEIGHT_NAME = re.compile(
+    rf"{_WEIGHTS}(\.(?P<variant>[^.-]+))?(-\d+-of-\d+)?\.safetensors"
+    r"(\.index(\.(?P<indexed>[^.]+))?\.json)?"
+)
 _PACKAGE = Path(str(files("kosmosg")))
 PARTS = ("mllm", "aligner", "unet", "vae")
 
@@ -129,11 +136,9 @@ def check_part(directory: Path, part: str, *, variant: str | None = None) -> Non
 
 def weight_files(folder: Path, *, variant: str | None = None) -> list[Path]:
     """Return the files of one part's weights: of the variant if there are such, else the plain."""
-    named = sorted(folder.glob(f"{_WEIGHTS}.{variant}*.safetensors")) if variant else []
-    return named or [
-        path
-        for path in sorted(folder.glob(f"{_WEIGHTS}*.safetensors"))
-        if "." not in path.stem  # a dot there starts a variant
+    found = [path for path in sorted(folder.glob("*.safetensors")) if _variant(path) is not None]
+    return [path for path in found if variant and _variant(path) == variant] or [
+        path for path in found if not _variant(path)
     ]
 
 
@@ -180,6 +185,49 @@ def check_weights(
                 f"missing {_some(own - stored)}, unexpected {_some(stored - own)}; "
                 f"{remedy(directory)}"
             )
+
+
+@contextmanager
+def replacing(target: Path) -> Iterator[Path]:
+    """Give an empty directory to save a model into, whose files then move to `target`.
+
+    Moving needs no room on the disk, so that a full one is noticed while `target` is untouched.
+    Weights there under names that the new ones lack would be read instead of them: they go.
+
+    Raises:
+        OSError: If a file cannot be moved.
+    """
+    target = target.resolve()
+    passing = target / f".{os.getpid()}.part"  # inside, so that it is the same disk
+    made = passing / target.name  # diffusers names a repository after it
+    try:
+        made.mkdir(parents=True)
+        yield made
+        paths = [path.relative_to(made) for path in made.rglob("*") if path.is_file()]
+        for path in sorted(paths, key=lambda path: path.name == INDEX_FILE):
+            (target / path).parent.mkdir(exist_ok=True)
+            (made / path).replace(target / path)
+        for stale in _outdated(target, paths):
+            stale.unlink()
+    finally:
+        shutil.rmtree(passing, ignore_errors=True)
+
+
+def _outdated(target: Path, paths: Sequence[Path]) -> list[Path]:
+    """Return the weights of the same part and variant as one of `paths`, but not among them."""
+    fresh = {(path.parent, _variant(path)) for path in paths if _variant(path) is not None}
+    there = [
+        path.relative_to(target) for folder, _ in fresh for path in (target / folder).iterdir()
+    ]
+    return [
+        target / path for path in set(there) - set(paths) if (path.parent, _variant(path)) in fresh
+    ]
+
+
+def _variant(path: Path) -> str | None:
+    """Return the variant that a file of weights (or of their index) belongs to, "" for none."""
+    match = _WEIGHT_NAME.fullmatch(path.name)
+    return None if match is None else match["variant"] or match["indexed"] or ""
 
 
 def remedy(directory: Path) -> str:

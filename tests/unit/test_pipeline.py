@@ -1,6 +1,7 @@
 """KosmosGPipeline keeps the conventions of diffusers and its own promises."""
 
 import json
+import resource
 import shutil
 from pathlib import Path
 from typing import Any, cast
@@ -483,6 +484,41 @@ def test_weights_in_shards_load_and_a_missing_shard_is_named(tmp_path, pipe):
     shards[-1].unlink()
     with pytest.raises(CheckpointError, match=rf"{shards[-1].name} .*; copy the whole"):
         KosmosGPipeline.from_pretrained(tmp_path)
+
+
+def test_saving_over_a_model_replaces_its_weights_and_keeps_strangers(tmp_path, toy_dir, pipe):
+    directory = shutil.copytree(toy_dir, tmp_path / "model")
+    (directory / "README.md").write_text("mine")
+    other = toy_pipeline(seed=1)
+    other.save_pretrained(directory, max_shard_size="40KB")
+    other.save_pretrained(directory, variant="half")
+    weights = {path.name for path in (directory / "mllm").iterdir() if "model" in path.name}
+    assert "diffusion_pytorch_model.safetensors" not in weights, "old weights beside new shards"
+    assert "diffusion_pytorch_model.half.safetensors" in weights
+    for variant in (None, "half"):
+        loaded = KosmosGPipeline.from_pretrained(directory, variant=variant)
+        ours, theirs = other.mllm.state_dict(), loaded.mllm.state_dict()
+        assert all(torch.equal(ours[key], theirs[key]) for key in ours)
+    pipe.save_pretrained(directory)
+    loaded = KosmosGPipeline.from_pretrained(directory)
+    assert torch.equal(loaded.mllm.layer_norm.weight, pipe.mllm.layer_norm.weight)
+    assert not list((directory / "mllm").glob("*-of-*"))
+    assert (directory / "README.md").read_text() == "mine"
+
+
+def test_a_disk_that_fills_while_saving_loses_nothing(tmp_path, toy_dir, pipe):
+    directory = shutil.copytree(toy_dir, tmp_path / "model")
+    before = {path: path.read_bytes() for path in directory.rglob("*") if path.is_file()}
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, limits[1]))
+    try:
+        with pytest.raises(CheckpointError, match=r"cannot save to .*model.*File too large.*make"):
+            toy_pipeline(seed=1).save_pretrained(directory)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    after = {path: path.read_bytes() for path in directory.rglob("*") if path.is_file()}
+    assert after == before
+    pipe.save_pretrained(directory)
 
 
 def test_the_shipped_model_is_found_by_name_and_its_absence_has_a_remedy(tmp_path, monkeypatch):

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from kosmosg.model.mllm import MLLM
     from kosmosg.pipeline import KosmosGPipeline
 
+MAX_SIDE = 2048
+
 app = typer.Typer()
 
 Parts = Annotated[
@@ -210,7 +212,10 @@ def _parse_size(size: str | None) -> tuple[int | None, int | None]:
     match = re.fullmatch(r"(\d{1,5})(?:[xX](\d{1,5}))?", size)
     if match is None:
         raise ConfigError(f"--size is {size!r}; give a side such as 64, or WIDTHxHEIGHT")
-    return int(match[1]), int(match[2] or match[1])
+    width, height = int(match[1]), int(match[2] or match[1])
+    if max(width, height) > MAX_SIDE:
+        raise ConfigError(f"--size is {size!r}; a side has at most {MAX_SIDE} pixels")
+    return width, height
 
 
 def _check_prompt(model: str, words: Sequence[str | Picture], negative_prompt: str | None) -> None:
@@ -265,7 +270,7 @@ def _note(
         "prompt": prompt,
         **arguments,
         "scheduler": sampler_name(pipe.scheduler),
-        "model": Path(model).name,
+        "model": Path(model).resolve().name,
         "format_version": pipe.generation_config.format_version,
         "kosmosg": version("kosmosg"),
     }

@@ -195,6 +195,7 @@ def refused(result: tuple[int, str, str], words: str, directory: Path) -> None:
         (["a cat", "-o", "out.jpg"], "out.jpg does not end in .png"),
         (["a", "cat.png", "-o", "./cat.png"], "cat.png is a picture of the prompt"),
         (["a cat", "--size", "big"], "--size is 'big'; give a side such as 64, or WIDTHxHEIGHT"),
+        (["a cat", "--size", "64x4096"], "a side has at most 2048 pixels"),
         (["a cat", "--size", "33"], "height is 33; give a positive multiple of 2"),
         (["a cat", "--guidance-scale", "nan"], "guidance_scale is nan"),
         (["a cat", "--steps", "0"], "'--steps': Input should be greater than or equal to 1"),
