@@ -1,4 +1,4 @@
-"""`kosmosg inspect`: how a prompt becomes the sequence that the model reads."""
+"""`kosmosg inspect`: how a prompt becomes a sequence; `kosmosg doctor`: is all installed well."""
 
 import json
 from collections.abc import Iterator, Sequence
@@ -61,6 +61,23 @@ def inspect(
     }
     report["warnings"] = list(_warnings(words, tokenizer, report, sizes["image_size"]))
     print(json.dumps(report, indent=2, ensure_ascii=False) if as_json else _table(report))
+
+
+@app.command()
+def doctor() -> None:
+    """Check the installation; say what is wrong and what to type. Exits with 1 if something is."""
+    from kosmosg.doctor import examine
+
+    wrong = 0
+    for finding in examine():
+        print(
+            f"WRONG  {finding.what}: {finding.remedy}"
+            if finding.remedy
+            else f"ok     {finding.what}"
+        )
+        wrong += bool(finding.remedy)
+    if wrong:
+        raise typer.Exit(1)
 
 
 def _sizes(directory: Path) -> dict[str, int]:
