@@ -1,5 +1,6 @@
 """From prompts to the U-Net's condition: sequence, MLLM, AlignerNet."""
 
+import weakref
 from collections.abc import Sequence
 
 import torch
@@ -16,18 +17,17 @@ Embeds = Float[Tensor, "prompts queries embed"]
 
 
 class PromptEncoder:
-    """Encodes prompts with whatever model it is handed, and remembers the null prompt's condition.
+    """Encodes prompts with the model it is handed, and remembers the null prompt's condition."""
 
-    Args:
-        tokenizer: Cuts words into ids.
-    """
-
-    def __init__(self, tokenizer: Tokenizer) -> None:
-        self._tokenizer = tokenizer
+    def __init__(self) -> None:
         self._null: tuple[object, Tensor] | None = None
 
     def encode(
-        self, prompts: Sequence[Prompt], model: KosmosG, device: torch.device | str
+        self,
+        prompts: Sequence[Prompt],
+        model: KosmosG,
+        tokenizer: Tokenizer,
+        device: torch.device | str,
     ) -> Embeds:
         """Return the condition of each prompt, whatever their lengths, in one pass.
 
@@ -38,37 +38,44 @@ class PromptEncoder:
         """
         said = [prompt for prompt in prompts if not is_empty(prompt)]
         if not said:
-            return self.null(model, device).expand(len(prompts), -1, -1)
+            return self.null(model, tokenizer, device).expand(len(prompts), -1, -1)
         config = model.mllm.config
         encoded = [
             sequence.encode(
                 prompt,
-                self._tokenizer,
+                tokenizer,
                 num_latents=config["num_latents"],
                 image_size=config["image_size"],
             )
             for prompt in said
         ]
-        embeds = self._run(encoded, model, device)
+        embeds = self._run(encoded, model, tokenizer, device)
         if len(said) == len(prompts):
             return embeds
-        null, rows = self.null(model, device)[0], iter(embeds)
+        null, rows = self.null(model, tokenizer, device)[0], iter(embeds)
         return torch.stack([null if is_empty(prompt) else next(rows) for prompt in prompts])
 
-    def null(self, model: KosmosG, device: torch.device | str) -> Embeds:
+    def null(self, model: KosmosG, tokenizer: Tokenizer, device: torch.device | str) -> Embeds:
         """Return the condition of `<s>`, one row, computed again only when a weight has changed."""
         if torch.is_grad_enabled() or model.mllm.training or model.aligner.training:
-            return self._run([sequence.null(self._tokenizer)], model, device)
+            return self._run([sequence.null(tokenizer)], model, tokenizer, device)
         state = [
-            (weight.data_ptr(), weight.dtype, 0 if weight.is_inference() else weight._version)
-            for weight in model.parameters()
+            *(weakref.ref(part) for part in (model.mllm, model.aligner)),
+            *(
+                (weight.data_ptr(), weight.dtype, 0 if weight.is_inference() else weight._version)
+                for weight in model.parameters()
+            ),
         ]
         if self._null is None or self._null[0] != state:
-            self._null = (state, self._run([sequence.null(self._tokenizer)], model, device))
+            self._null = (state, self._run([sequence.null(tokenizer)], model, tokenizer, device))
         return self._null[1]
 
     def _run(
-        self, encoded: Sequence[Encoded], model: KosmosG, device: torch.device | str
+        self,
+        encoded: Sequence[Encoded],
+        model: KosmosG,
+        tokenizer: Tokenizer,
+        device: torch.device | str,
     ) -> Embeds:
-        batch = sequence.collate(encoded, pad_id=self._tokenizer.pad_id)
+        batch = sequence.collate(encoded, pad_id=tokenizer.pad_id)
         return model.encode(batch.to(device, model.mllm.dtype))

@@ -101,7 +101,7 @@ class KosmosGPipeline(DiffusionPipeline):
         self.generation_config = generation_config or GenerationConfig()
         self.vae_scale_factor = 2 ** (len(vae.config["block_out_channels"]) - 1)
         self.image_processor = VaeImageProcessor(vae_scale_factor=self.vae_scale_factor)
-        self._encoder = PromptEncoder(tokenizer)
+        self._encoder = PromptEncoder()
         self._guidance_scale = self.generation_config.guidance_scale
         self._cross_attention_kwargs: dict[str, Any] | None = None
         self._num_timesteps = 0
@@ -315,7 +315,7 @@ class KosmosGPipeline(DiffusionPipeline):
                 "give prompt_embeds and negative_prompt_embeds, or load the whole model"
             )
         model = KosmosG(mllm=self.mllm, aligner=self.aligner)
-        return self._encoder.encode(prompts, model, self._execution_device)
+        return self._encoder.encode(prompts, model, self.tokenizer, self._execution_device)
 
     def _rows(self, embeds: Embeds, num_images_per_prompt: int) -> Condition:
         embeds = embeds.to(self._execution_device, self.unet.dtype)

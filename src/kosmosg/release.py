@@ -5,7 +5,7 @@ import os
 import re
 import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
@@ -211,6 +211,8 @@ def replacing(target: Path) -> Iterator[Path]:
             stale.unlink()
     finally:
         shutil.rmtree(passing, ignore_errors=True)
+        with suppress(OSError):  # not empty, then: as it should be
+            target.rmdir()
 
 
 def _outdated(target: Path, paths: Sequence[Path]) -> list[Path]:

@@ -514,10 +514,13 @@ def test_a_disk_that_fills_while_saving_loses_nothing(tmp_path, toy_dir, pipe):
     try:
         with pytest.raises(CheckpointError, match=r"cannot save to .*model.*File too large.*make"):
             toy_pipeline(seed=1).save_pretrained(directory)
+        with pytest.raises(CheckpointError, match="cannot save to"):
+            pipe.save_pretrained(tmp_path / "new")
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     after = {path: path.read_bytes() for path in directory.rglob("*") if path.is_file()}
     assert after == before
+    assert list(tmp_path.iterdir()) == [directory]
     pipe.save_pretrained(directory)
 
 
