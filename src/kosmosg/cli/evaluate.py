@@ -47,11 +47,16 @@ def toyworld(
     """
     import json
 
+    from diffusers.utils import logging as diffusers_logging
+    from transformers.utils import logging as transformers_logging
+
     from kosmosg import release
     from kosmosg.toyworld import evaluate, scores, sheets, world
 
     names = evaluate.ROW_NAMES if rows is None else tuple(rows.replace(",", " ").split())
     evaluate.check_rows(names)
+    diffusers_logging.disable_progress_bar()  # of loading; the one of drawing is ours
+    transformers_logging.disable_progress_bar()
     loaded = world.load(release.find(model), evaluate.needs(names))
     report = evaluate.evaluate(
         loaded,
