@@ -29,13 +29,13 @@ class RunLog:
     """
 
     def __init__(self, run_dir: Path, *, first_step: int, steps: int, batch_size: int) -> None:
+        self._board = _Board(run_dir / "tensorboard", first_step=first_step)
         path = run_dir / LOG_NAME
         kept = [entry for entry in read_log(run_dir) if entry["step"] <= first_step]
         path.write_text("".join(json.dumps(entry) + "\n" for entry in kept))
         # Without a buffer nothing is left to be written when the disk is full.
         self._file = path.open("ab", buffering=0)
         self._run_dir = run_dir
-        self._board = _Board(run_dir / "tensorboard", first_step=first_step)
         # In a file each redraw is another line, so they come rarely there.
         interval = 0.5 if sys.stderr.isatty() else 30
         self._bar = tqdm(
