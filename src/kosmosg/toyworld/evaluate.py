@@ -188,10 +188,11 @@ def conditions(world: World, ask: Ask, asked: Sequence[Case]) -> Conditions:
             prompts = [[case.without_pictures] for case in asked]
         case "pictures":
             prompts = _shown_prompts(asked, _image_size(world))
-    encoder = PromptEncoder(world.pipe.tokenizer)
+    encoder, tokenizer = PromptEncoder(), world.pipe.tokenizer
     model = world.readers[ask.source]
     with torch.no_grad():
-        return encoder.encode(prompts, model, device), encoder.null(model, device)
+        embeds = encoder.encode(prompts, model, tokenizer, device)
+        return embeds, encoder.null(model, tokenizer, device)
 
 
 def _image_size(world: World) -> int:
