@@ -26,6 +26,7 @@ from kosmosg.toyworld.scores import SCORED, Row, Verdict, pair_rates, rates
 from kosmosg.toyworld.version import VERSION
 from kosmosg.toyworld.world import Source, World
 
+Precision = Literal["float32", "bfloat16"]
 BATCH = 32
 PAIRED_DRAWS = 3
 Pictures = Float[Tensor, "cases 3 height width"]
@@ -100,11 +101,13 @@ def evaluate(
     seed: int,
     num_inference_steps: int | None = None,
     guidance_scale: float | None = None,
+    precision: Precision = "float32",
     num_shown: int = 0,
 ) -> Report:
     """Return the rows over `limit` held-out cases, with a progress bar on stderr.
 
     Args:
+        precision: Of the U-Net's work; bfloat16 is faster where the processor has it.
         num_inference_steps: None is the model's own default, as in `guidance_scale`.
         num_shown: How many pictures of each row to keep.
 
@@ -136,6 +139,7 @@ def evaluate(
                     seed=seed,
                     num_inference_steps=num_inference_steps,
                     guidance_scale=guidance_scale,
+                    precision=precision,
                     advance=bar.update,
                 )
                 figured[name] = score(world.judge, images, asked[ROWS[name].num_subjects])
@@ -146,6 +150,7 @@ def evaluate(
         "seed": seed,
         "num_inference_steps": num_inference_steps or defaults.num_inference_steps,
         "guidance_scale": defaults.guidance_scale if guidance_scale is None else guidance_scale,
+        "precision": precision,
         "toyworld": VERSION,
     }
     return Report(rows=figured, shown=shown)
@@ -212,6 +217,7 @@ def _images(
     seed: int,
     num_inference_steps: int | None,
     guidance_scale: float | None,
+    precision: Precision,
     advance: Callable[[int], object],
 ) -> Pictures:
     """Return a picture in [-1, 1] of each case, on the pipeline's device."""
@@ -227,15 +233,16 @@ def _images(
                     images = pipe.vae.decode(latents, return_dict=False)[0]  # pyright: ignore[reportArgumentType]
         else:
             embeds, null = conditions(world, ask, chosen)
-            images = pipe(
-                prompt_embeds=embeds,
-                negative_prompt_embeds=null.expand_as(embeds),
-                num_inference_steps=num_inference_steps,
-                guidance_scale=guidance_scale,
-                generator=_noise(seed, chosen),
-                output_type="pt",
-            ).images
-            images = torch.as_tensor(images) * 2 - 1
+            with torch.autocast(pipe.device.type, torch.bfloat16, enabled=precision == "bfloat16"):
+                images = pipe(
+                    prompt_embeds=embeds,
+                    negative_prompt_embeds=null.expand_as(embeds),
+                    num_inference_steps=num_inference_steps,
+                    guidance_scale=guidance_scale,
+                    generator=_noise(seed, chosen),
+                    output_type="pt",
+                ).images
+            images = torch.as_tensor(images).float() * 2 - 1
         made.append(images.clamp(-1, 1))
         advance(len(chosen))
     return torch.cat(made)

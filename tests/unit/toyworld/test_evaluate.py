@@ -162,6 +162,16 @@ def test_noise_depends_on_the_prompts_number_and_not_on_its_batch(
     torch.testing.assert_close(cut, whole, atol=2e-3, rtol=0)
 
 
+def test_bfloat16_changes_pictures_little(toy_world: World) -> None:
+    arguments = {"rows": ("stage3",), "limit": 3, "seed": 1, "num_shown": 3}
+    exact = evaluate.evaluate(toy_world, **arguments).shown["stage3"]
+    rough = evaluate.evaluate(toy_world, precision="bfloat16", **arguments)
+    assert rough.rows["settings"]["precision"] == "bfloat16"
+    assert rough.shown["stage3"].dtype == torch.float32
+    assert not torch.equal(rough.shown["stage3"], exact)
+    assert (rough.shown["stage3"] - exact).abs().mean() < 0.05
+
+
 def test_real_pictures_are_judged_as_they_are(toy_world: World) -> None:
     report = evaluate.evaluate(toy_world, rows=("judge",), limit=4, seed=0, num_shown=4)
     pixels, _ = render([case.target for case in cases(4, seed=0)], 32)
