@@ -133,7 +133,7 @@ def stage3() -> NanoConfig:
     Source:
         Paper section 2.3. Deviation: min-SNR weighting, which a small budget needs.
     """
-    trainable = ("aligner.*", *(f"mllm.{name}" for name in LANGUAGE))
+    trainable = ("aligner.encoder.*", *(f"mllm.{name}" for name in LANGUAGE))
     return NanoConfig(
         part="stage3",
         stage=InstructConfig(trainable=trainable, min_snr_gamma=5.0),
