@@ -1,0 +1,48 @@
+"""The story at two steps a part: from nothing to a model that generates and is judged."""
+
+import json
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from kosmosg.cli import main
+from kosmosg.toyworld.nano import PARTS
+
+SMALL = ("steps=2", "optim.warmup_steps=1", "global_batch_size=4", "micro_batch=4")
+
+
+@pytest.fixture(scope="module")
+def workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a workspace in which every part has been trained for two steps."""
+    directory = tmp_path_factory.mktemp("nano")
+    for part in PARTS:
+        words = ["train", f"nano-{part}", *SMALL, "validation_records=4", "samples_every=1000"]
+        assert main([*words, "--workspace", str(directory)]) == 0, part
+    return directory
+
+
+def test_what_ships_generates_a_picture(workspace: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out.png"
+    prompt = ["a creature", "in the snow"]
+    options = ["--model", str(workspace / "nano"), "--steps", "2", "--seed", "1", "-o", str(out)]
+    assert main(["generate", *prompt, *options]) == 0
+    with Image.open(out) as picture:
+        assert picture.size == (64, 64)
+
+
+def test_what_ships_fits_the_wheel(workspace: Path) -> None:
+    weights = [path.stat().st_size for path in (workspace / "nano").rglob("*.safetensors")]
+    assert sum(weights) <= 46e6
+    assert max(weights) <= 15e6
+
+
+def test_what_ships_is_judged(workspace: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rows = ("oracle", "words_only", "stage2", "stage3")
+    options = ["--model", str(workspace / "nano"), "--limit", "4", "--steps", "2", "--json"]
+    capsys.readouterr()
+    assert main(["evaluate", "toyworld", *options, "--rows", ",".join(rows)]) == 0
+    report = json.loads(capsys.readouterr().out)
+    for row in rows:
+        assert report[row]["n"] == 4
+        assert {"shape", "body_colour", "pattern", "accessory", "place"} <= report[row].keys()
