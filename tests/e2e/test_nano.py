@@ -37,6 +37,11 @@ def test_what_ships_fits_the_wheel(workspace: Path) -> None:
     assert max(weights) <= 15e6
 
 
+def test_what_ships_names_no_directory_of_this_machine(workspace: Path) -> None:
+    for path in (workspace / "nano").rglob("*.json"):
+        assert str(workspace) not in path.read_text(encoding="utf-8"), path
+
+
 def test_what_ships_is_judged(workspace: Path, capsys: pytest.CaptureFixture[str]) -> None:
     rows = ("oracle", "words_only", "stage2", "stage3")
     options = ["--model", str(workspace / "nano"), "--limit", "4", "--steps", "2", "--json"]

@@ -6,6 +6,7 @@ new optimiser, a warm-up and records of its own. After stage 3, `WORKSPACE/nano`
 `--model` takes it.
 """
 
+import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -308,6 +309,10 @@ def export(workspace: Path, out: Path) -> None:
     }
     for name, module in beside.items():
         module.to(torch.bfloat16).save_pretrained(out / name)  # pyright: ignore[reportCallIssue]
+    for path in out.rglob("config.json"):
+        config = json.loads(path.read_text(encoding="utf-8"))
+        config.pop("_name_or_path", None)  # diffusers' note of the directory on this machine
+        path.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
 
 
 def _without_reconstruction(aligner: AlignerNet) -> AlignerNet:
