@@ -40,7 +40,7 @@ def compose(record: Record, rng: np.random.Generator) -> Composed:
         DataError: If the record has no picture to aim at.
 
     Source:
-        Paper section 3.1, NUMERICS section 9. Deviation: the release silently loses a sample whose
+        Paper section 3.2, NUMERICS section 9. Deviation: the release silently loses a sample whose
         mention starts the caption when its words are dropped; here the prompt starts with the
         picture.
     """

@@ -54,7 +54,7 @@ class Mixture:
         ConfigError: If names differ or a weight is below 1.
 
     Source:
-        Paper section 3.1: stage 3 mixes constructed, edits and captions 2:2:1. Deviation: the
+        Paper section 3.2: stage 3 mixes constructed, edits and captions 2:2:1. Deviation: the
         release draws one source for each batch, unseeded (NUMERICS section 9).
     """
 

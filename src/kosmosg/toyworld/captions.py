@@ -46,7 +46,7 @@ ACCESSORY_PHRASES = {
     "scarf": ("wearing a scarf", "with a scarf", "in a scarf"),
 }
 NOUNS = ("creature", "thing", "toy")
-# Words of prompts people write that the grammar itself has no use for; seen in stage 1 and 2 texts.
+# How an instruction asks for a change, by what changes.
 _EDIT_VERBS = {
     "place": ("make it {}", "put it {}", "move it {}"),
     "accessory": ("put {} on it", "give it {}", "add {}"),

@@ -1,6 +1,7 @@
 """The nano recipes: a foundation, then the paper's three stages; each part is one command.
 
-Times are of one core of a 2-core machine (AVX-512, AMX) that has nothing else to do.
+Times are estimates for a 2-core machine (AVX-512, AMX) that has nothing else to do, and the figures
+are what each part has to reach; what was measured stands in docs/results.md.
 """
 
 from collections.abc import Callable, Mapping
@@ -55,7 +56,7 @@ def _train(*, steps: int, batch: int, lr: float, seed: int, ema: float = 0.999) 
 
 
 def vae() -> NanoConfig:
-    """Autoencoder, 30k pictures: about 15 minutes of one core; 23 dB on held-out renders."""
+    """Autoencoder, 30k pictures: about 15 minutes of one core; 23 dB is the aim."""
     return NanoConfig(
         part="vae",
         stage=FoundationConfig(),
@@ -64,7 +65,7 @@ def vae() -> NanoConfig:
 
 
 def vae_decoder() -> NanoConfig:
-    """Its decoder alone, 60k pictures: about 15 minutes of one core; 27 dB or more."""
+    """Its decoder alone, 60k pictures: about 15 minutes of one core; 27 dB is the gate."""
     return NanoConfig(
         part="vae-decoder",
         stage=FoundationConfig(),
@@ -82,7 +83,7 @@ def clip() -> NanoConfig:
 
 
 def judge() -> NanoConfig:
-    """The judge, 100k pictures: about 6 minutes of one core; 97% or more on each question."""
+    """The judge, 100k pictures: about 6 minutes of one core; 97% on each question is the gate."""
     return NanoConfig(
         part="judge",
         stage=FoundationConfig(),
@@ -100,7 +101,7 @@ def unet() -> NanoConfig:
 
 
 def stage1() -> NanoConfig:
-    """Stage 1, 120k documents: about 20 minutes of one core; shape words right at .85 or more.
+    """Stage 1, 120k documents: about 20 minutes of one core; shape words right at .85 is the gate.
 
     Source:
         Paper section 2.1. Deviation: shape words weigh 3 and pattern words 2 (NANO section 4),

@@ -254,7 +254,7 @@ def stage3_stream(seed: int, size: int = 64) -> RecordStream:
     """Return compositional examples, edits and captions, 2:2:1.
 
     Source:
-        Paper appendix A: "mixed at 2:2:1".
+        Paper section 3.2.
     """
     return RecordStream(
         seed=seed, size=size, kinds=((2.0, _example), (2.0, _edit), (1.0, _caption))
