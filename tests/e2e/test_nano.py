@@ -31,6 +31,16 @@ def test_what_ships_generates_a_picture(workspace: Path, tmp_path: Path) -> None
         assert picture.size == (64, 64)
 
 
+def test_parts_draw_what_they_can_do_by_now(workspace: Path) -> None:
+    drawn = sorted(path.parts[-3] for path in workspace.glob("runs/*/samples/step-00000002.png"))
+    assert drawn == ["stage1", "stage2", "stage3", "unet", "vae", "vae-decoder"]
+    with Image.open(workspace / "runs/stage3/samples/step-00000002.png") as sheet:
+        pictures = sheet.convert("RGB")
+    # The first row: wanted, drawn, shown. A white column would be a picture that is not there.
+    columns = [pictures.crop((6 + 134 * i, 36, 134 * (i + 1), 164)) for i in range(3)]
+    assert all(len(column.getcolors(1 << 16)) > 50 for column in columns)
+
+
 def test_what_ships_fits_the_wheel(workspace: Path) -> None:
     weights = [path.stat().st_size for path in (workspace / "nano").rglob("*.safetensors")]
     assert sum(weights) <= 46e6

@@ -4,12 +4,13 @@ Each stream is a function of (seed, index) alone, so a resumed run continues wit
 would have seen next. A batch's pictures are drawn in one call, which is what makes drawing cheap.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 from PIL import Image
 
+from kosmosg.data.mixture import Mixture, seed_of
 from kosmosg.data.records import Caption, Document, Edit, Entity, Example, Record
 from kosmosg.toyworld.captions import (
     FULL,
@@ -63,22 +64,45 @@ class SceneStream:
 
 
 @dataclass(frozen=True, kw_only=True)
-class RecordStream:
-    """Records of several kinds, blended by weight.
-
-    Attributes:
-        kinds: (weight, planner) pairs; the kind of each record is drawn from the weights.
-    """
+class _Plans:
+    """Plans of one kind of record, none of them drawn yet."""
 
     seed: int
-    size: int
-    kinds: tuple[tuple[float, Planner], ...]
+    kind: str
+    plan: Planner
+
+    def batch(self, step: int, size: int) -> list[Plan]:
+        """Return the plans number step * size and following."""
+        seed = seed_of(self.seed, self.kind)
+        return [
+            self.plan(f"toy-{self.seed}-{self.kind}-{index}", np.random.default_rng([seed, index]))
+            for index in range(step * size, (step + 1) * size)
+        ]
+
+
+class RecordStream:
+    """Records of several kinds in the proportions of a `Mixture`.
+
+    Args:
+        seed: Of everything drawn.
+        size: Side of the pictures in pixels.
+        kinds: The weight of each kind and what plans its records.
+    """
+
+    def __init__(self, *, seed: int, size: int, kinds: Mapping[str, tuple[int, Planner]]) -> None:
+        self._size = size
+        # Plans are blended, not records, so that a batch's pictures are drawn in one call.
+        self._plans = Mixture(
+            {kind: _Plans(seed=seed, kind=kind, plan=plan) for kind, (_, plan) in kinds.items()},
+            {kind: weight for kind, (weight, _) in kinds.items()},
+            seed=seed,
+        )
 
     def batch(self, step: int, size: int) -> list[Record]:
         """Return the records number step * size and following."""
-        plans = [self._plan(index) for index in range(step * size, (step + 1) * size)]
+        plans = self._plans.batch(step, size)
         scenes = [scene for drawn, _ in plans for scene in drawn]
-        pixels, masks = render(scenes, self.size) if scenes else (np.empty(0), np.empty(0))
+        pixels, masks = render(scenes, self._size) if scenes else (np.empty(0), np.empty(0))
         pictures = [Image.fromarray(np.asarray(picture)) for picture in pixels]
         records, start = [], 0
         for drawn, make in plans:
@@ -86,12 +110,6 @@ class RecordStream:
             records.append(make(pictures[start:end], masks[start:end]))
             start = end
         return records
-
-    def _plan(self, index: int) -> Plan:
-        rng = np.random.default_rng([self.seed, index])
-        weights = np.cumsum([weight for weight, _ in self.kinds])
-        kind = int(np.searchsorted(weights, rng.random() * weights[-1], side="right"))
-        return self.kinds[kind][1](f"toy-{self.seed}-{index}", rng)
 
 
 def _text(key: str, rng: np.random.Generator) -> Plan:
@@ -201,9 +219,14 @@ def _edit(key: str, rng: np.random.Generator) -> Plan:
     before = sample_scene(rng, count=1, style_probability=0.1)
     kind = ("place", "accessory", "colour", "pattern", "shape", "style")[int(rng.integers(6))]
     after, words = _change(before, kind, rng)
-    caption = describe(before, rng, SOME)
+    caption, after_caption = describe(before, rng, SOME), describe(after, rng, FULL)
     return [before, after], lambda pictures, _masks: Edit(
-        key=key, caption=caption, before=pictures[0], instruction=words, after=pictures[1]
+        key=key,
+        caption=caption,
+        before=pictures[0],
+        instruction=words,
+        after=pictures[1],
+        after_caption=after_caption,
     )
 
 
@@ -241,13 +264,13 @@ def _change(scene: Scene, kind: str, rng: np.random.Generator) -> tuple[Scene, s
 
 def stage1_stream(seed: int, size: int = 64) -> RecordStream:
     """Return text, caption pairs and interleaved pages."""
-    kinds = ((0.15, _text), (0.6, _captioned), (0.25, _interleaved))
+    kinds = {"text": (3, _text), "pair": (12, _captioned), "page": (5, _interleaved)}
     return RecordStream(seed=seed, size=size, kinds=kinds)
 
 
 def stage2_stream(seed: int, size: int = 64) -> RecordStream:
     """Return captions without their pictures (stage 2 never opens one)."""
-    return RecordStream(seed=seed, size=size, kinds=((1.0, _words_only),))
+    return RecordStream(seed=seed, size=size, kinds={"caption": (1, _words_only)})
 
 
 def stage3_stream(seed: int, size: int = 64) -> RecordStream:
@@ -256,9 +279,8 @@ def stage3_stream(seed: int, size: int = 64) -> RecordStream:
     Source:
         Paper section 3.2.
     """
-    return RecordStream(
-        seed=seed, size=size, kinds=((2.0, _example), (2.0, _edit), (1.0, _caption))
-    )
+    kinds = {"example": (2, _example), "edit": (2, _edit), "caption": (1, _caption)}
+    return RecordStream(seed=seed, size=size, kinds=kinds)
 
 
 def held_out_subject(rng: np.random.Generator) -> Subject:

@@ -31,14 +31,14 @@ from kosmosg.model.mllm import MLLM
 from kosmosg.pipeline import KosmosGPipeline
 from kosmosg.release import GenerationConfig
 from kosmosg.tokenizer import Tokenizer
-from kosmosg.toyworld import foundation
+from kosmosg.toyworld import foundation, samples
 from kosmosg.toyworld.captions import words
 from kosmosg.toyworld.judge import Judge, JudgeStage
 from kosmosg.toyworld.nano import PARTS, FoundationConfig, NanoConfig
 from kosmosg.toyworld.scenes import sample_scene
 from kosmosg.toyworld.streams import SceneStream, stage1_stream, stage2_stream, stage3_stream
 from kosmosg.toyworld.vision import GroundedVision, VisionStage
-from kosmosg.train.loop import fit
+from kosmosg.train.loop import Samples, fit
 from kosmosg.train.run import Parts, RunConfig, run
 from kosmosg.train.stage import Stage
 from kosmosg.train.stage2_align import TextTower
@@ -110,11 +110,13 @@ def _train_foundation(
     model: nn.Module
     stage: Stage
     made: dict[str, nn.Module]
+    looks: Samples | None = None
     match config.part:
         case "vae" | "vae-decoder":
             whole = config.part == "vae"
             model = _load(AutoencoderKL, model_dir / "vae", foundation.build_vae if whole else None)
             stage = foundation.VAEStage(part="whole" if whole else "decoder")
+            looks = samples.restored(model)
             made = {"vae": model}
         case "clip":
             model = GroundedVision(_vision(model_dir), VISION["hidden_size"])
@@ -127,8 +129,10 @@ def _train_foundation(
         case "unet":
             text = _text_encoder(model_dir, tokenizer)
             unet = _load(UNet2DConditionModel, model_dir / "unet", foundation.build_unet)
-            model = foundation.TextToImage(text, _plain(unet), _vae(model_dir))
+            vae = _vae(model_dir)
+            model = foundation.TextToImage(text, _plain(unet), vae)
             stage = foundation.TextToImageStage(tokenizer=tokenizer, text_tower=choice.text_tower)
+            looks = samples.in_own_words(pipeline(tokenizer, unet, vae), text, tokenizer)
             made = {"unet": unet, "text_encoder": text}
         case _:
             raise ConfigError(
@@ -142,6 +146,7 @@ def _train_foundation(
         run_dir,
         resume=resume,
         validation=SceneStream(seed=seed + VALIDATION),
+        samples=looks,
         recipe=to_dict(config),
     )
     if config.part == "vae" and isinstance(model, AutoencoderKL):
@@ -160,17 +165,21 @@ def _train_stage(
             tokenizer=tokenizer,
             stream=stage1_stream(seed),
             validation=stage1_stream(seed + VALIDATION),
+            samples=samples.described(mllm, tokenizer),
         )
         made: dict[str, nn.Module] = {"stage2/mllm": mllm}
     elif config.part == "stage2":
         mllm = _load(MLLM, model_dir / "stage2" / "mllm", None)
         aligner = _load(AlignerNet, model_dir / "stage2" / "aligner", _new_aligner)
         text = _load(CLIPTextModel, model_dir / "text_encoder", None)
+        unet = _load(UNet2DConditionModel, model_dir / "unet", None)
+        pipe = pipeline(tokenizer, unet, _vae(model_dir), mllm, aligner)
         parts = Parts(
             model=KosmosG(mllm, aligner),
             tokenizer=tokenizer,
             stream=stage2_stream(seed),
             validation=stage2_stream(seed + VALIDATION),
+            samples=samples.in_words(pipe),
             text_tower=TextTower(
                 encoder=text, ids=lambda texts: foundation.text_ids(texts, tokenizer)
             ),
@@ -181,12 +190,14 @@ def _train_stage(
         mllm = _load(MLLM, source / "mllm", None)
         aligner = _load(AlignerNet, source / "aligner", None)
         unet = _plain(_load(UNet2DConditionModel, model_dir / "unet", None))
+        vae = _vae(model_dir)
         parts = Parts(
             model=KosmosG(mllm, aligner),
             tokenizer=tokenizer,
             stream=Composing(stage3_stream(seed), seed=seed),
             validation=Composing(stage3_stream(seed + VALIDATION), seed=seed),
-            image_decoder=ImageDecoder(_vae(model_dir), unet),
+            samples=samples.in_context(pipeline(tokenizer, unet, vae, mllm, aligner)),
+            image_decoder=ImageDecoder(vae, unet),
         )
         made = {"mllm": mllm, "aligner": aligner}
     run_config = RunConfig(stage=config.stage, train=config.train)  # pyright: ignore[reportArgumentType]
@@ -289,14 +300,12 @@ def export(workspace: Path, out: Path) -> None:
         CheckpointError: If a part has not been trained, or cannot be written.
     """
     model_dir = workspace / "model"
-    pipe = KosmosGPipeline(
-        mllm=_load(MLLM, model_dir / "mllm", None),
-        aligner=_without_reconstruction(_load(AlignerNet, model_dir / "aligner", None)),
-        unet=_load(UNet2DConditionModel, model_dir / "unet", None),
-        vae=_vae(model_dir),
-        scheduler=scheduler("dpms"),
-        tokenizer=Tokenizer.from_words(words()),
-        generation_config=GENERATION,
+    pipe = pipeline(
+        Tokenizer.from_words(words()),
+        _load(UNet2DConditionModel, model_dir / "unet", None),
+        _vae(model_dir),
+        _load(MLLM, model_dir / "mllm", None),
+        _without_reconstruction(_load(AlignerNet, model_dir / "aligner", None)),
     )
     pipe.to(torch.bfloat16).save_pretrained(out, max_shard_size="14MB")
     beside: dict[str, nn.Module] = {
@@ -313,6 +322,27 @@ def export(workspace: Path, out: Path) -> None:
         config = json.loads(path.read_text(encoding="utf-8"))
         config.pop("_name_or_path", None)  # diffusers' note of the directory on this machine
         path.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+
+
+def pipeline(
+    tokenizer: Tokenizer,
+    unet: UNet2DConditionModel,
+    vae: AutoencoderKL,
+    mllm: MLLM | None = None,
+    aligner: AlignerNet | None = None,
+) -> KosmosGPipeline:
+    """Return nano's pipeline; without the last two it draws from prompt embeds alone."""
+    pipe = KosmosGPipeline(
+        mllm=mllm,
+        aligner=aligner,
+        unet=unet,
+        vae=vae,
+        scheduler=scheduler("dpms"),
+        tokenizer=tokenizer,
+        generation_config=GENERATION,
+    )
+    pipe.set_progress_bar_config(disable=True)  # the training has one of its own
+    return pipe
 
 
 def _without_reconstruction(aligner: AlignerNet) -> AlignerNet:

@@ -15,13 +15,12 @@ from transformers import CLIPTextModel
 from kosmosg import release
 from kosmosg.errors import CheckpointError
 from kosmosg.model.alignernet import AlignerNet
-from kosmosg.model.image_decoder import scheduler
 from kosmosg.model.kosmosg import KosmosG
 from kosmosg.model.mllm import MLLM
 from kosmosg.pipeline import KosmosGPipeline
 from kosmosg.tokenizer import Tokenizer
 from kosmosg.toyworld.judge import Judge
-from kosmosg.toyworld.workspace import GENERATION
+from kosmosg.toyworld.workspace import pipeline
 
 Source = Literal["render", "vae", "text_encoder", "stage2", "stage3"]
 _Part = TypeVar("_Part", bound=ModelMixin)
@@ -81,14 +80,12 @@ def load(directory: Path, needed: Collection[Source]) -> World:
 def _unfinished(directory: Path, needed: Collection[Source]) -> KosmosGPipeline:
     """Return the pipeline of a workspace's parts, without readers of prompts if none is needed."""
     reads = "stage3" in needed
-    return KosmosGPipeline(
-        mllm=_part(MLLM, directory, "mllm") if reads else None,
-        aligner=_part(AlignerNet, directory, "aligner") if reads else None,
-        unet=_part(UNet2DConditionModel, directory, "unet"),
-        vae=_part(AutoencoderKL, directory, "vae"),
-        scheduler=scheduler("dpms"),
-        tokenizer=Tokenizer.from_pretrained(directory / "tokenizer"),
-        generation_config=GENERATION,
+    return pipeline(
+        Tokenizer.from_pretrained(directory / "tokenizer"),
+        _part(UNet2DConditionModel, directory, "unet"),
+        _part(AutoencoderKL, directory, "vae"),
+        _part(MLLM, directory, "mllm") if reads else None,
+        _part(AlignerNet, directory, "aligner") if reads else None,
     )
 
 
