@@ -80,3 +80,39 @@ def toyworld(
         (out / "toyworld.json").write_text(text + "\n", encoding="utf-8")
         sheets.save(report.shown, seed=seed, out_dir=out)
     print(text if as_json else scores.table(report.rows))
+
+
+@app.command()
+def foundation(
+    model: Annotated[
+        str,
+        typer.Option(metavar="NAME|DIR", help="The shipped model, or WORKSPACE/model in training."),
+    ] = "nano",
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Measure what nano stands on, before stages are built on it; exit 1 if a gate is missed.
+
+    A decoder cannot draw a word that its text tower collapsed, a language model cannot read a shape
+    that the vision tower does not show, and no picture is crisper than its autoencoder: the
+    autoencoder's error on held-out pictures, how far one changed word moves the text states, and
+    how well a linear reader finds the shape in the patches.
+    """
+    import json
+    from dataclasses import asdict
+
+    from transformers.utils import logging as transformers_logging
+
+    from kosmosg import release
+    from kosmosg.toyworld import gates, world
+
+    transformers_logging.disable_progress_bar()
+    parts = world.load_foundation(release.find(model))
+    measured = gates.measure(parts.vae, parts.text_encoder, parts.tokenizer, parts.vision)
+    if as_json:
+        print(json.dumps([asdict(gate) | {"passed": gate.passed} for gate in measured], indent=2))
+    else:
+        for gate in measured:
+            mark = "ok" if gate.passed else "MISSED"
+            print(f"{gate.what:<32} {gate.value:>7.2f}   at least {gate.at_least:>5.2f}   {mark}")
+    if not all(gate.passed for gate in measured):
+        raise typer.Exit(1)

@@ -250,7 +250,9 @@ class TextToImageStage:
         noisy = model.decoder.add_noise(latents, noise, timesteps)
         states = model.text_encoder(ids).last_hidden_state
         error = model.decoder.noise_pred(noisy, timesteps, states).float() - noise
-        where = 1 + (self.body_weight - 1) * F.adaptive_avg_pool2d(bodies, latents.shape[2:])
+        where = 1 + (self.body_weight - 1) * F.adaptive_avg_pool2d(
+            bodies, (latents.shape[2], latents.shape[3])
+        )
         where = where / where.mean((1, 2, 3), keepdim=True)
         kept = model.decoder.alphas_cumprod[timesteps]
         ratio = kept / (1 - kept)

@@ -5,6 +5,7 @@ the vision tower does not show, and no picture is crisper than its autoencoder.
 """
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -26,6 +27,7 @@ from kosmosg.toyworld.scenes import (
     PATTERN_COLOURS,
     PATTERNS,
     SHAPES,
+    Scene,
     sample_scene,
 )
 
@@ -37,6 +39,37 @@ _OPTIONS: Mapping[str, tuple[str, ...]] = {
     "accessory": tuple(word for word in ACCESSORIES[1:] if word != "sunglasses"),
 }
 _CAPTION = "a {} {} with {} {} wearing a {}"
+MIN_PSNR = 27.0  # dB
+MIN_SHAPE = 0.9
+MIN_DISTANCE = (5.0, 3.0)  # of the first creature's words, and of the second's
+
+
+@dataclass(frozen=True, kw_only=True)
+class Gate:
+    """One measurement and the least that it should be."""
+
+    what: str
+    value: float
+    at_least: float
+
+    @property
+    def passed(self) -> bool:
+        """Whether what is built on the foundation may count on this."""
+        return self.value >= self.at_least
+
+
+def measure(
+    vae: AutoencoderKL, text_encoder: CLIPTextModel, tokenizer: Tokenizer, vision: ClipVision
+) -> list[Gate]:
+    """Return every gate; about half a minute of one core."""
+    gates = [Gate(what="vae psnr dB", value=restored(vae), at_least=MIN_PSNR)]
+    gates += [
+        Gate(what=f"word {attribute}, {subject} creature", value=value, at_least=least)
+        for attribute, distances in one_word_change(text_encoder, tokenizer).items()
+        for subject, value, least in zip(("first", "second"), distances, MIN_DISTANCE, strict=True)
+    ]
+    shape = patch_probe(vision)["shape"]
+    return [*gates, Gate(what="patches, shape", value=shape, at_least=MIN_SHAPE)]
 
 
 @torch.no_grad()
@@ -106,7 +139,7 @@ def _grids(
 ) -> tuple[Float[Tensor, "count cells"], dict[str, Int[Tensor, " count"]]]:
     scenes = [
         sample_scene(
-            np.random.default_rng([seed, i]), count=1, held_out=held_out, style_probability=0
+            np.random.default_rng([seed, i]), count=1, held_out=held_out, style_probability=0.0
         )
         for i in range(count)
     ]
@@ -134,7 +167,11 @@ def _grids(
 @torch.no_grad()
 def restored(vae: AutoencoderKL, *, count: int = 256) -> float:
     """Return the autoencoder's peak signal to noise ratio in dB on held-out renders."""
-    scenes = [sample_scene(np.random.default_rng([63, i]), held_out=True) for i in range(count)]
-    images = pictures(scenes, 64)
+    images = pictures(held_out_scenes(count), 64)
     posterior: Any = vae.encode(images, return_dict=False)[0]
     return psnr(vae.decode(posterior.mean, return_dict=False)[0], images)
+
+
+def held_out_scenes(count: int) -> list[Scene]:
+    """Return the scenes that the autoencoder is measured on."""
+    return [sample_scene(np.random.default_rng([63, i]), held_out=True) for i in range(count)]

@@ -10,17 +10,18 @@ from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 from diffusers.models.modeling_utils import ModelMixin
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from torch import nn
-from transformers import CLIPTextModel
+from transformers import CLIPTextModel, CLIPVisionModel
 
 from kosmosg import release
 from kosmosg.errors import CheckpointError
 from kosmosg.model.alignernet import AlignerNet
+from kosmosg.model.clip_vision import ClipVision
 from kosmosg.model.kosmosg import KosmosG
 from kosmosg.model.mllm import MLLM
 from kosmosg.pipeline import KosmosGPipeline
 from kosmosg.tokenizer import Tokenizer
 from kosmosg.toyworld.judge import Judge
-from kosmosg.toyworld.workspace import pipeline
+from kosmosg.toyworld.workspace import VISION, pipeline
 
 Source = Literal["render", "vae", "text_encoder", "stage2", "stage3"]
 _Part = TypeVar("_Part", bound=ModelMixin)
@@ -38,6 +39,16 @@ class World:
     judge: Judge
     text_encoder: CLIPTextModel | None
     readers: Mapping[str, KosmosG]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Foundation:
+    """What the paper takes pretrained, and nano makes first."""
+
+    vae: AutoencoderKL
+    text_encoder: CLIPTextModel
+    tokenizer: Tokenizer
+    vision: ClipVision
 
 
 def load(directory: Path, needed: Collection[Source]) -> World:
@@ -86,6 +97,29 @@ def _unfinished(directory: Path, needed: Collection[Source]) -> KosmosGPipeline:
         _part(AutoencoderKL, directory, "vae"),
         _part(MLLM, directory, "mllm") if reads else None,
         _part(AlignerNet, directory, "aligner") if reads else None,
+    )
+
+
+def load_foundation(directory: Path) -> Foundation:
+    """Return what nano stands on, from a whole model or a workspace's `model`, in float32.
+
+    The vision tower of a whole model is the one that stage 1 left: its last layer has learnt on.
+
+    Raises:
+        CheckpointError: If a part is missing or damaged.
+    """
+    if (directory / "clip").is_dir():
+        vision = ClipVision(**VISION)
+        vision.clip.load_state_dict(
+            CLIPVisionModel.from_pretrained(directory / "clip", dtype=torch.float32).state_dict()
+        )
+    else:
+        vision = _part(MLLM, directory / "stage2", "mllm").vision
+    return Foundation(
+        vae=_part(AutoencoderKL, directory, "vae"),
+        text_encoder=_text_encoder(directory / "text_encoder"),
+        tokenizer=Tokenizer.from_pretrained(directory / "tokenizer"),
+        vision=vision.eval(),
     )
 
 
