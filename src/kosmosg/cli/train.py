@@ -23,9 +23,9 @@ def train(
     recipe: Annotated[
         str,
         typer.Argument(
-            help="nano-vae, nano-vae-decoder, nano-clip, nano-judge, nano-unet, nano-stage1, "
-            "nano-stage2, nano-stage3; nano-foundation for the first five in that order; or a "
-            "YAML or JSON file that --print-config wrote.",
+            help="nano-vae, nano-clip, nano-judge, nano-unet, nano-stage1, nano-stage2, "
+            "nano-stage3; nano-foundation for the first four in that order; or a YAML or JSON "
+            "file that --print-config wrote.",
             show_default=False,
         ),
     ],

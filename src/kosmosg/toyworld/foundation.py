@@ -56,20 +56,11 @@ def build_vae() -> AutoencoderKL:
 
 @dataclass(frozen=True, kw_only=True)
 class VAEStage:
-    """Autoencoding: L1, L1 of the picture's gradients (crisp edges), MSE and a light KL.
+    """Autoencoding: L1, L1 of the picture's gradients (crisp edges), MSE and a light KL."""
 
-    `part` "decoder" trains the decoder alone over the finished encoder's latents: it costs half as
-    much a picture, and the encoder's latents, which a U-Net may be learning, stay as they are.
-    """
-
-    part: Literal["whole", "decoder"]
+    trainable: tuple[str, ...] = ("*",)
     size: int = 64
     kl_weight: float = 1e-5
-
-    @property
-    def trainable(self) -> tuple[str, ...]:
-        """Return the patterns of what learns."""
-        return {"whole": ("*",), "decoder": ("decoder.*", "post_quant_conv.*")}[self.part]
 
     def collate(self, records: Sequence[Scene]) -> Tensor:
         """Draw the scenes."""
@@ -83,22 +74,18 @@ class VAEStage:
         self, model: AutoencoderKL, batch: Tensor, generator: torch.Generator
     ) -> dict[str, Tensor]:
         """Return the losses, each a mean over a picture, summed over pictures."""
-        draws = Draws(generator, count=len(batch))
-        with torch.set_grad_enabled(self.part == "whole" and torch.is_grad_enabled()):
-            posterior: Any = model.encode(batch, return_dict=False)[0]
+        posterior: Any = model.encode(batch, return_dict=False)[0]
         mean = posterior.mean
-        noise = draws.normal(*mean.shape[1:], device=mean.device)
-        # The decoder alone meets more noise than the encoder's own: a U-Net is not exact either.
-        spread = posterior.std if self.part == "whole" else 0.05 * mean.float().std()
-        restored = model.decode(mean + spread * noise, return_dict=False)[0]
+        noise = Draws(generator, count=len(batch)).normal(*mean.shape[1:], device=mean.device)
+        restored = model.decode(mean + posterior.std * noise, return_dict=False)[0]
         error = restored.float() - batch
         across, down = error[..., 1:] - error[..., :-1], error[..., 1:, :] - error[..., :-1, :]
         edges = across.abs().mean() + down.abs().mean()
         reconstruction = error.abs().mean() + 0.5 * edges + 5 * error.square().mean()
-        losses = {"reconstruction": len(batch) * reconstruction}
-        if self.part == "whole":
-            losses["kl"] = self.kl_weight * posterior.kl().sum() / mean[0].numel()
-        return losses
+        return {
+            "reconstruction": len(batch) * reconstruction,
+            "kl": self.kl_weight * posterior.kl().sum() / mean[0].numel(),
+        }
 
 
 def psnr(restored: Float[Tensor, "batch 3 h w"], pictures: Float[Tensor, "batch 3 h w"]) -> float:

@@ -112,10 +112,9 @@ def _train_foundation(
     made: dict[str, nn.Module]
     looks: Samples | None = None
     match config.part:
-        case "vae" | "vae-decoder":
-            whole = config.part == "vae"
-            model = _load(AutoencoderKL, model_dir / "vae", foundation.build_vae if whole else None)
-            stage = foundation.VAEStage(part="whole" if whole else "decoder")
+        case "vae":
+            model = _load(AutoencoderKL, model_dir / "vae", foundation.build_vae)
+            stage = foundation.VAEStage()
             looks = samples.restored(model)
             made = {"vae": model}
         case "clip":
