@@ -1,5 +1,6 @@
 """Pictures side by side for people to look at: what was shown, and what each row made of it."""
 
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -67,10 +68,12 @@ def save(
 
 def sheet(heads: Sequence[str], rows: Sequence[tuple[str, Sequence[Image.Image]]]) -> Image.Image:
     """Return a table of pictures: a heading over each column, a line of words over each row."""
-    width = GAP + len(heads) * (SIDE + GAP)
+    font = ImageFont.load_default(13)
+    widest = max((font.getlength(words) for words, _ in rows), default=0)
+    width = GAP + max(len(heads) * (SIDE + GAP), math.ceil(widest) + GAP)
     height = LINE + len(rows) * (LINE + SIDE + GAP)
     page = Image.new("RGB", (width, height), "white")
-    pen, font = ImageDraw.Draw(page), ImageFont.load_default(13)
+    pen = ImageDraw.Draw(page)
     for column, head in enumerate(heads):
         pen.text((GAP + column * (SIDE + GAP), 2), head, fill="black", font=font)
     for number, (words, pictures) in enumerate(rows):

@@ -287,6 +287,12 @@ def test_a_sheet_has_a_heading_and_a_line_for_each_row() -> None:
     page = sheets.sheet(["shown", "made"], [("a red star", [picture, picture])] * 3)
     assert page.width == 2 * sheets.SIDE + 3 * sheets.GAP
     assert page.height == sheets.LINE + 3 * (sheets.LINE + sheets.SIDE + sheets.GAP)
+    said = "a green square with white checks wearing a scarf in the city"
+    wide = sheets.sheet(["shown"], [(said, [picture])])
+    assert wide.width > 2 * page.width / 3  # the words are wider than the picture, and fit
+    ink = np.asarray(wide.convert("L"))[sheets.LINE : 2 * sheets.LINE]
+    assert (ink[:, -sheets.GAP :] == 255).all()
+    assert (ink[:, wide.width // 2 : -sheets.GAP] < 255).any()
 
 
 def test_check_rows_passes_all_there_are() -> None:
