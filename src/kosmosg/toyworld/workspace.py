@@ -169,7 +169,9 @@ def _train_stage(
         made: dict[str, nn.Module] = {"stage2/mllm": mllm}
     elif config.part == "stage2":
         mllm = _load(MLLM, model_dir / "stage2" / "mllm", None)
-        aligner = _load(AlignerNet, model_dir / "stage2" / "aligner", _new_aligner)
+        aligner = _with_reconstruction(
+            _load(AlignerNet, model_dir / "stage2" / "aligner", _new_aligner)
+        )
         text = _load(CLIPTextModel, model_dir / "text_encoder", None)
         unet = _load(UNet2DConditionModel, model_dir / "unet", None)
         pipe = pipeline(tokenizer, unet, _vae(model_dir), mllm, aligner)
@@ -214,7 +216,7 @@ def _load(cls: type[Part], directory: Path, make: Callable[[], Part] | None) -> 
         CheckpointError: If it is neither there nor may be made.
     """
     if (directory / "config.json").exists():
-        return cls.from_pretrained(directory)
+        return cls.from_pretrained(directory, dtype=torch.float32)  # what ships is bfloat16
     if make is None:
         raise CheckpointError(
             f"no weights in {directory}: train the part that makes them first "
@@ -344,10 +346,21 @@ def pipeline(
     return pipe
 
 
+def _with_reconstruction(aligner: AlignerNet) -> AlignerNet:
+    """Return it with an N, new if it has none: what ships left N behind."""
+    if aligner.config["with_reconstruction"]:
+        return aligner
+    return _same_encoder(aligner, with_reconstruction=True)
+
+
 def _without_reconstruction(aligner: AlignerNet) -> AlignerNet:
-    smaller = AlignerNet(**{**_arguments(aligner), "with_reconstruction": False})
-    smaller.encoder.load_state_dict(aligner.encoder.state_dict())
-    return smaller
+    return _same_encoder(aligner, with_reconstruction=False)
+
+
+def _same_encoder(aligner: AlignerNet, *, with_reconstruction: bool) -> AlignerNet:
+    made = AlignerNet(**{**_arguments(aligner), "with_reconstruction": with_reconstruction})
+    made.encoder.load_state_dict(aligner.encoder.state_dict())
+    return made
 
 
 def _arguments(model: AlignerNet) -> dict[str, Any]:
