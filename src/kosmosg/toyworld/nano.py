@@ -107,7 +107,7 @@ def stage1() -> NanoConfig:
 
 
 def stage2() -> NanoConfig:
-    """Stage 2, 130k captions: about 12 minutes of one core.
+    """Stage 2, 150k captions: about 12 minutes of one core.
 
     Source:
         Paper section 2.2.
@@ -115,7 +115,7 @@ def stage2() -> NanoConfig:
     return NanoConfig(
         part="stage2",
         stage=AlignConfig(padding="masked", mllm="eval"),
-        train=_train(steps=2000, batch=64, lr=1.5e-3, seed=6),
+        train=_train(steps=2400, batch=64, lr=3e-3, seed=6),
     )
 
 

@@ -32,6 +32,7 @@ from kosmosg.pipeline import KosmosGPipeline
 from kosmosg.release import GenerationConfig
 from kosmosg.tokenizer import Tokenizer
 from kosmosg.toyworld import foundation, samples
+from kosmosg.toyworld.alignment import new_aligner
 from kosmosg.toyworld.captions import words
 from kosmosg.toyworld.judge import Judge, JudgeStage
 from kosmosg.toyworld.nano import PARTS, FoundationConfig, NanoConfig
@@ -170,7 +171,11 @@ def _train_stage(
     elif config.part == "stage2":
         mllm = _load(MLLM, model_dir / "stage2" / "mllm", None)
         aligner = _with_reconstruction(
-            _load(AlignerNet, model_dir / "stage2" / "aligner", _new_aligner)
+            _load(
+                AlignerNet,
+                model_dir / "stage2" / "aligner",
+                lambda: new_aligner(mllm, tokenizer),
+            )
         )
         text = _load(CLIPTextModel, model_dir / "text_encoder", None)
         unet = _load(UNet2DConditionModel, model_dir / "unet", None)
@@ -261,19 +266,6 @@ def _new_mllm(model_dir: Path, tokenizer: Tokenizer) -> MLLM:
     )
     mllm.vision.load_state_dict(_vision(model_dir, new=False).state_dict())
     return mllm
-
-
-def _new_aligner() -> AlignerNet:
-    return AlignerNet(
-        hidden_size=192,
-        embed_dim=128,
-        intermediate_size=384,
-        num_heads=4,
-        num_layers=2,
-        num_queries=foundation.TEXT_LENGTH,
-        max_positions=512,
-        with_reconstruction=True,
-    )
 
 
 def _whiten(vae: AutoencoderKL) -> None:
