@@ -53,6 +53,7 @@ def test_the_loop_repeats_the_authors_trajectory(
         trainable=GoldenCase.trainable,
         padding="released",
         mllm="eval",
+        reconstruction_weight=1.0,
     )
     run = GoldenCase(stage, (sequences, case["in.clip_tokens"]))
     hp = expected["hp"]

@@ -108,6 +108,7 @@ def make_stage(config: StageConfig, parts: Parts) -> Stage:
                 text_tower=_need(parts.text_tower, "text_tower", config),
                 padding=config.padding,
                 mllm=config.mllm,
+                reconstruction_weight=config.reconstruction_weight,
             )
         case AlignPicturesConfig():
             return AlignPicturesStage(

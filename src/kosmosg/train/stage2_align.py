@@ -27,12 +27,15 @@ class AlignConfig:
     `padding` says what the reconstruction loss counts: `masked`, real positions only, so that it
     does not depend on the batch; `released`, pads too, scaled by the padded length. `mllm` says
     whether the frozen language model's dropout is on, as it was in the release.
+    `reconstruction_weight` is that of equation 6 beside equation 5's 1: the paper names none, the
+    release has 1.
     """
 
     kind: Literal["align"] = "align"
     trainable: tuple[str, ...] = ("aligner.*",)
     padding: Literal["masked", "released"]
     mllm: Literal["eval", "train"]
+    reconstruction_weight: float = 1.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,7 +69,7 @@ class TextTower:
 
 
 class AlignStage:
-    """Two squared errors, weighted 1 and 1: M to the text states, N back to the hidden states.
+    """Two squared errors, added: M to the text states, N back to the hidden states.
 
     Source:
         Paper equations 5 and 6; NUMERICS sections 6 and 13.
@@ -82,6 +85,7 @@ class AlignStage:
         trainable: tuple[str, ...],
         padding: Literal["masked", "released"],
         mllm: Literal["eval", "train"],
+        reconstruction_weight: float,
     ) -> None:
         self.trainable = trainable
         self._tokenizer = tokenizer
@@ -89,6 +93,7 @@ class AlignStage:
         self._text_tower = text_tower
         self._padding = padding
         self._mllm = mllm
+        self._reconstruction_weight = reconstruction_weight
 
     def collate(self, records: Sequence[Caption]) -> tuple[Batch, Int[Tensor, "batch queries"]]:
         """Return the captions as sequences and as the text tower's ids."""
@@ -113,9 +118,10 @@ class AlignStage:
             sequences.input_ids, mask, sequences.image_mask, sequences.pixel_values
         )
         prompt_embeds = model.aligner(hidden_states, mask)
+        reconstruction = self._reconstruction(model, prompt_embeds, hidden_states, mask)
         return {
             "mse": squared_error(prompt_embeds, self._text_tower.states(ids)),
-            "reconstruction": self._reconstruction(model, prompt_embeds, hidden_states, mask),
+            "reconstruction": self._reconstruction_weight * reconstruction,
         }
 
     def _reconstruction(
