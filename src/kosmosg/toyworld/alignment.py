@@ -12,6 +12,7 @@ from torch import Tensor
 
 from kosmosg.data.compose import Composing
 from kosmosg.model.alignernet import FIRST_ROW, AlignerEncoder, AlignerNet
+from kosmosg.model.magneto import Attention
 from kosmosg.model.mllm import MLLM
 from kosmosg.sequence import collate, encode
 from kosmosg.tokenizer import Tokenizer
@@ -45,7 +46,8 @@ def look_straight_across(encoder: AlignerEncoder) -> None:
     count = len(encoder.queries)
     encoder.queries.copy_(encoder.positions.weight[FIRST_ROW : FIRST_ROW + count])
     for layer in encoder.query_layers:
-        attention = layer.cross_attn
+        attention = layer.get_submodule("cross_attn")
+        assert isinstance(attention, Attention)
         attention.q_proj.weight.mul_(1.6)  # a first softmax that has made up its mind
         attention.q_proj.bias.zero_()
         attention.k_proj.load_state_dict(attention.q_proj.state_dict())
