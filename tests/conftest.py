@@ -1,6 +1,7 @@
 """What every test stands on: shape checks on, network off, one thread, a home of its own."""
 
 import os
+import signal
 import socket
 import tempfile
 from collections.abc import Iterator
@@ -13,6 +14,9 @@ from jaxtyping import install_import_hook
 
 # Before anything imports torch: two cores are shared by two pytest workers.
 os.environ |= {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
+
+# A runner in the background ignores Ctrl-C, and so would the processes that tests interrupt.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # Shapes and types of every function of kosmosg are checked here and nowhere else. The hook must
 # come before the first import of kosmosg, so tests/conftest.py itself imports none of it.

@@ -55,7 +55,7 @@ def look_straight_across(encoder: AlignerEncoder) -> None:
 
 @torch.no_grad()
 def even_out(encoder: AlignerEncoder, states: Float[Tensor, "positions hidden"]) -> None:
-    """Have M's first projection give states like these a mean of 0 and equal variances."""
+    """Have M's first projection give states like these a mean of 0 and far more even variances."""
     variances, directions = torch.linalg.eigh(torch.cov(states.T))
     scales = (variances + 1e-3 * variances.mean()).rsqrt()
     round_ = directions * scales @ directions.T
@@ -66,7 +66,10 @@ def even_out(encoder: AlignerEncoder, states: Float[Tensor, "positions hidden"])
 
 @torch.no_grad()
 def prompt_states(mllm: MLLM, tokenizer: Tokenizer) -> Float[Tensor, "positions hidden"]:
-    """Return the hidden states of prompts with pictures among their words, pads left out."""
+    """Return the hidden states of prompts with pictures among their words, pads left out.
+
+    The model is in evaluation mode afterwards, as stage 2 keeps it.
+    """
     mllm.eval()
     sizes = {name: mllm.config[name] for name in ("num_latents", "image_size")}
     records = Composing(stage3_stream(SEED), seed=SEED).batch(0, NUM_PROMPTS)

@@ -195,10 +195,10 @@ class TextToImageStage:
 
     tokenizer: Tokenizer
     text_tower: Literal["trained", "frozen"]
+    body_weight: float
     size: int = 64
     condition_drop: float = 0.1
     min_snr_gamma: float = 5.0
-    body_weight: float = 3.0
 
     @property
     def trainable(self) -> tuple[str, ...]:

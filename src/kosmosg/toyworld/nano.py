@@ -26,10 +26,15 @@ LANGUAGE = ("resampler.*", "embed_tokens.*", "layers.*", "layer_norm.*", *LAST_V
 
 @dataclass(frozen=True, kw_only=True)
 class FoundationConfig:
-    """What a foundation part trains; the text tower is frozen for a later leg of the U-Net."""
+    """What a foundation part trains.
+
+    The rest is the U-Net's: whether the text tower learns with it, and what an error counts where a
+    creature stands, where one beside it counts 1.
+    """
 
     kind: Literal["foundation"] = "foundation"
     text_tower: Literal["trained", "frozen"] = "trained"
+    body_weight: float = 3.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -121,7 +126,7 @@ def stage2() -> NanoConfig:
 
 
 def stage3() -> NanoConfig:
-    """Stage 3, 60k examples: about 25 minutes of both cores.
+    """Stage 3, 77k examples: about 35 minutes of both cores.
 
     Source:
         Paper section 2.3. Deviation: min-SNR weighting, which a small budget needs.
@@ -130,7 +135,7 @@ def stage3() -> NanoConfig:
     return NanoConfig(
         part="stage3",
         stage=InstructConfig(trainable=trainable, min_snr_gamma=5.0),
-        train=_train(steps=1900, batch=32, lr=4e-4, seed=7),
+        train=_train(steps=2400, batch=32, lr=6e-4, seed=7),
     )
 
 

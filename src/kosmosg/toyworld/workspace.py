@@ -92,7 +92,7 @@ def train(
     else:
         made = _train_stage(config, model_dir, run_dir, tokenizer, resume=resume)
     for part, module in made.items():
-        module.save_pretrained(model_dir / part)  # pyright: ignore[reportCallIssue]
+        _save(module, model_dir / part)
     if config.part == "stage3":
         export(workspace, workspace / "nano")
     return made
@@ -131,7 +131,9 @@ def _train_foundation(
             unet = _load(UNet2DConditionModel, model_dir / "unet", foundation.build_unet)
             vae = _vae(model_dir)
             model = foundation.TextToImage(text, _plain(unet), vae)
-            stage = foundation.TextToImageStage(tokenizer=tokenizer, text_tower=choice.text_tower)
+            stage = foundation.TextToImageStage(
+                tokenizer=tokenizer, text_tower=choice.text_tower, body_weight=choice.body_weight
+            )
             looks = samples.in_own_words(pipeline(tokenizer, unet, vae), text, tokenizer)
             made = {"unet": unet, "text_encoder": text}
         case _:
@@ -228,6 +230,13 @@ def _load(cls: type[Part], directory: Path, make: Callable[[], Part] | None) -> 
             f"(the order is {', '.join(PARTS)})"
         )
     return make()
+
+
+def _save(module: nn.Module, directory: Path) -> None:
+    """Write a part in one file, in place of what ships in several."""
+    for index in directory.glob("*.index.json"):
+        index.unlink()  # diffusers removes the files that it names, and would then miss them
+    module.save_pretrained(directory)  # pyright: ignore[reportCallIssue]
 
 
 def _vae(model_dir: Path) -> AutoencoderKL:

@@ -69,7 +69,7 @@ class TextTower:
 
 
 class AlignStage:
-    """Two squared errors, added: M to the text states, N back to the hidden states.
+    """Two squared errors: M to the text states, and, with a weight, N back to the hidden states.
 
     Source:
         Paper equations 5 and 6; NUMERICS sections 6 and 13.

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from kosmosg import release
 from kosmosg.cli import main
 from kosmosg.toyworld import gates, world
 
@@ -61,4 +62,14 @@ def test_the_command_fails_where_a_gate_is_missed(
     report = {gate["what"]: gate for gate in json.loads(capsys.readouterr().out)}
     assert len(report) == 12
     assert not report["vae psnr dB"]["passed"]  # random weights
-    assert all(gate["passed"] == (gate["value"] >= gate["at_least"]) for gate in report.values())
+
+
+def test_the_shipped_foundation_passes_every_gate() -> None:
+    parts = world.load_foundation(release.find("nano"))
+    gate = gates.Gate(what="dB", value=gates.restored(parts.vae, count=64), at_least=gates.MIN_PSNR)
+    assert gate.passed
+    words = gates.one_word_change(parts.text_encoder, parts.tokenizer)
+    for attribute, (first, second) in words.items():
+        assert first >= gates.MIN_DISTANCE[0], attribute
+        assert second >= gates.MIN_DISTANCE[1], attribute
+    assert not gates.Gate(what="dB", value=26.9, at_least=gates.MIN_PSNR).passed

@@ -144,6 +144,16 @@ def test_stage_2_reconstruction_as_released_counts_pads_and_masked_does_not():
     assert not torch.isclose(*values["released"], rtol=1e-3)
 
 
+def test_stage_2_weighs_the_reconstruction():
+    losses = []
+    for weight in (1.0, 0.02):
+        _, model, stage = setting(dataclasses.replace(ALIGN, reconstruction_weight=weight))
+        batch = stage.collate(Captions().batch(0, 2))
+        losses.append(stage.loss(model, batch, micro_batch_generator(0, 0, 0)))
+    torch.testing.assert_close(losses[1]["mse"], losses[0]["mse"])
+    torch.testing.assert_close(losses[1]["reconstruction"], 0.02 * losses[0]["reconstruction"])
+
+
 @pytest.mark.parametrize(("mllm", "varies"), [("eval", False), ("train", True)])
 def test_stage_2_dropout_of_the_frozen_language_model_is_a_choice(mllm, varies):
     _, model, stage = setting(AlignConfig(padding="masked", mllm=mllm), dropout=0.3)
