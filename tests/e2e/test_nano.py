@@ -7,8 +7,12 @@ from pathlib import Path
 import pytest
 from PIL import Image
 from safetensors.torch import load_file
+from transformers import CLIPTextModel
 
 from kosmosg.cli import main
+from kosmosg.tokenizer import Tokenizer
+from kosmosg.toyworld.captions import words
+from kosmosg.toyworld.foundation import text_ids
 from kosmosg.toyworld.nano import PARTS
 
 SMALL = ("steps=2", "optim.warmup_steps=1", "global_batch_size=4", "micro_batch=4")
@@ -19,16 +23,16 @@ def workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return a workspace in which every part has been trained for two steps."""
     directory = tmp_path_factory.mktemp("nano")
     for part in PARTS:
-        words = ["train", f"nano-{part}", *SMALL, "validation_records=4", "samples_every=1000"]
-        assert main([*words, "--workspace", str(directory)]) == 0, part
+        arguments = ["train", f"nano-{part}", *SMALL, "validation_records=4", "samples_every=1000"]
+        assert main([*arguments, "--workspace", str(directory)]) == 0, part
     return directory
 
 
 @pytest.mark.parametrize("part", ["unet", "stage2", "stage3"])
 def test_a_leg_goes_on_from_what_ships(workspace: Path, tmp_path: Path, part: str) -> None:
     shutil.copytree(workspace / "nano", tmp_path / "model")
-    words = ["train", f"nano-{part}", *SMALL, "steps=4"]  # the average is taken at the fourth
-    assert main([*words, "--leg", "2", "--workspace", str(tmp_path)]) == 0
+    arguments = ["train", f"nano-{part}", *SMALL, "steps=4"]  # the average is taken at the fourth
+    assert main([*arguments, "--leg", "2", "--workspace", str(tmp_path)]) == 0
     folder = {"unet": "unet", "stage2": "stage2/aligner", "stage3": "aligner"}[part]
     name = "diffusion_pytorch_model.safetensors"
     files = (workspace / "nano" / folder).glob("*.safetensors")
@@ -37,8 +41,23 @@ def test_a_leg_goes_on_from_what_ships(workspace: Path, tmp_path: Path, part: st
     moved = [(after[key] - value.float()).abs().max().item() for key, value in before.items()]
     # Steps of a short warm-up move weights a little, from where what ships had them.
     assert 0 < max(moved) < 0.02
-    words = ["train", "nano-stage3", *SMALL, "validation_records=4", "--leg", "3"]
-    assert main([*words, "--workspace", str(tmp_path)]) == 0  # what was written can be read
+    arguments = ["train", "nano-stage3", *SMALL, "validation_records=4", "--leg", "3"]
+    assert main([*arguments, "--workspace", str(tmp_path)]) == 0  # what was written can be read
+
+
+def test_text_states_end_with_a_variance_of_one(workspace: Path, tmp_path: Path) -> None:
+    tower = CLIPTextModel.from_pretrained(workspace / "model" / "text_encoder")
+    ids = text_ids(
+        ["a creature in the snow", "two creatures at night"], Tokenizer.from_words(words())
+    )
+    before = tower(ids).last_hidden_state.detach()
+    assert before.var().item() == pytest.approx(1, abs=0.1)
+    shutil.copytree(workspace / "model", tmp_path / "model")
+    arguments = ["train", "nano-unet", *SMALL, "stage.text_tower=frozen", "--leg", "2"]
+    assert main([*arguments, "--workspace", str(tmp_path)]) == 0
+    # What the aligner has learned to speak stays as it is.
+    tower = CLIPTextModel.from_pretrained(tmp_path / "model" / "text_encoder")
+    assert tower(ids).last_hidden_state.equal(before)
 
 
 def test_what_ships_generates_a_picture(workspace: Path, tmp_path: Path) -> None:

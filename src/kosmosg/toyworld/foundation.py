@@ -161,6 +161,29 @@ def build_unet() -> UNet2DConditionModel:
     )
 
 
+@torch.no_grad()
+def scale_states(
+    text_encoder: CLIPTextModel, unet: UNet2DConditionModel, ids: Int[Tensor, "batch queries"]
+) -> None:
+    """Give the text states of captions like these a variance of 1, and draw as before.
+
+    A tower that learns with its U-Net may end at any scale. The change goes into the tower's last
+    norm and into the U-Net's keys and values of the text.
+
+    Raises:
+        ValueError: If the U-Net's keys or values have a bias, which scaling does not pass.
+    """
+    deviation = text_encoder(ids).last_hidden_state.std()
+    last = text_encoder.get_submodule("final_layer_norm")
+    for value in last.parameters():
+        value /= deviation
+    for name, module in unet.named_modules():
+        if name.endswith(("attn2.to_k", "attn2.to_v")):
+            if module.bias is not None:
+                raise ValueError(f"{name} has a bias")
+            module.weight *= deviation
+
+
 def text_ids(captions: Sequence[str], tokenizer: Tokenizer) -> Int[Tensor, "batch queries"]:
     """Return what the text tower reads: begin, words, end, and ends as padding."""
     end = tokenizer.vocab_size

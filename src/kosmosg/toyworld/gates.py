@@ -78,9 +78,9 @@ def one_word_change(
 ) -> dict[str, tuple[float, float]]:
     """Return how far one changed word moves the text states, for the first and second subject.
 
-    The squared distance is summed over the width, over the variance of all the states (a U-Net
-    learns with a tower of any scale; the gates come from one of variance 1), and averaged over the
-    changed word's position and all after it, since a causal tower cannot move those before.
+    The squared distance is summed over the width and averaged over the changed word's position and
+    all after it, since a causal tower cannot move those before. It means something for states of
+    variance 1 (`foundation.scale_states`).
     """
     rng = np.random.default_rng(0)
     far: dict[str, tuple[float, float]] = {}
@@ -113,7 +113,7 @@ def _mean_distance(
     first, second = (text_encoder(row).last_hidden_state for row in ids)
     distances = (first - second).square().sum(-1)
     reached = (ids[0] != ids[1]).cumsum(1) > 0
-    return float((distances * reached).sum() / reached.sum() / first.var())
+    return float((distances * reached).sum() / reached.sum())
 
 
 @torch.no_grad()

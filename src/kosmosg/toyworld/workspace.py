@@ -33,7 +33,7 @@ from kosmosg.release import GenerationConfig
 from kosmosg.tokenizer import Tokenizer
 from kosmosg.toyworld import foundation, samples
 from kosmosg.toyworld.alignment import new_aligner
-from kosmosg.toyworld.captions import words
+from kosmosg.toyworld.captions import FULL, describe, words
 from kosmosg.toyworld.judge import Judge, JudgeStage
 from kosmosg.toyworld.nano import PARTS, FoundationConfig, NanoConfig
 from kosmosg.toyworld.scenes import sample_scene
@@ -153,6 +153,8 @@ def _train_foundation(
     )
     if config.part == "vae" and isinstance(model, AutoencoderKL):
         _whiten(model)
+    if config.part == "unet" and choice.text_tower == "trained":
+        foundation.scale_states(made["text_encoder"], made["unet"], _captions(tokenizer))
     return made
 
 
@@ -283,6 +285,13 @@ def _whiten(vae: AutoencoderKL) -> None:
         device = next(vae.parameters()).device
         latents = vae.encode(foundation.pictures(scenes, 64).to(device), return_dict=False)[0].mean
     foundation.whiten(vae, latents)
+
+
+def _captions(tokenizer: Tokenizer) -> torch.Tensor:
+    """Return what the text tower reads for captions like those that it has learned from."""
+    generators = (np.random.default_rng([9, index]) for index in range(256))
+    said = [describe(sample_scene(rng), rng, FULL) for rng in generators]
+    return foundation.text_ids(said, tokenizer)
 
 
 def _vision(model_dir: Path, *, new: bool = True) -> ClipVision:

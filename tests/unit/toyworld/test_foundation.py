@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from kosmosg.toyworld import world
-from kosmosg.toyworld.foundation import TextToImage, TextToImageStage
+from kosmosg.toyworld.foundation import TextToImage, TextToImageStage, scale_states, text_ids
 from kosmosg.toyworld.streams import SceneStream
 from kosmosg.train.stage import Draws, micro_batch_generator
 
@@ -42,3 +42,26 @@ def test_an_error_on_a_creature_counts_as_often_as_its_weight_says(toy_nano_dir:
     assert loss(replace(stage, body_weight=1.0)) == pytest.approx(plain, rel=1e-4)
     assert loss(stage) == pytest.approx(weighed, rel=1e-4)
     assert abs(weighed - plain) > 1e-3 * plain
+
+
+def test_states_of_variance_one_draw_what_the_others_drew(toy_nano_dir: Path) -> None:
+    parts = world.load_foundation(toy_nano_dir)
+    unet, text = world.load(toy_nano_dir, {"stage3"}).pipe.unet, parts.text_encoder
+    with torch.no_grad():
+        text.get_submodule("final_layer_norm").weight.mul_(0.3)
+    ids = text_ids(["a red circle with dots", "a blue star on the beach"], parts.tokenizer)
+    noisy = torch.randn(2, 4, 16, 16, generator=torch.Generator().manual_seed(0))
+
+    def drawn() -> torch.Tensor:
+        return unet(noisy, 500, encoder_hidden_states=text(ids).last_hidden_state).sample
+
+    with torch.no_grad():
+        before, narrow = drawn(), text(ids).last_hidden_state.var()
+        scale_states(text, unet, ids)
+        assert text(ids).last_hidden_state.var().item() == pytest.approx(1, rel=1e-4)
+        assert narrow < 0.5
+        torch.testing.assert_close(drawn(), before, atol=1e-5, rtol=1e-5)
+        unet.get_submodule(
+            "up_blocks.1.attentions.0.transformer_blocks.0.attn2.to_v"
+        ).weight.zero_()
+        assert (drawn() - before).abs().max() > 1e-4  # the words do reach the picture

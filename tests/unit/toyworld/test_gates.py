@@ -15,11 +15,6 @@ def test_a_word_that_the_tower_collapsed_does_not_move_its_states(toy_nano_dir: 
     parts = world.load_foundation(toy_nano_dir)
     tower, tokenizer = parts.text_encoder, parts.tokenizer
     before = gates.one_word_change(tower, tokenizer, count=8)
-    with torch.no_grad():
-        for value in tower.get_submodule("final_layer_norm").parameters():
-            value *= 3
-    louder = gates.one_word_change(tower, tokenizer, count=8)
-    assert louder["shape"] == pytest.approx(before["shape"], rel=1e-4)
     words = [tokenizer.encode(word)[0] for word in ("circle", "square", "triangle", "star")]
     words += [tokenizer.encode(word)[0] for word in ("heart", "diamond", "cross", "oval")]
     embedding = tower.get_input_embeddings().weight
