@@ -173,7 +173,7 @@ def scale_states(
     Raises:
         ValueError: If the U-Net's keys or values have a bias, which scaling does not pass.
     """
-    deviation = text_encoder(ids).last_hidden_state.std()
+    deviation = text_encoder(ids.to(text_encoder.device)).last_hidden_state.std()
     last = text_encoder.get_submodule("final_layer_norm")
     for value in last.parameters():
         value /= deviation

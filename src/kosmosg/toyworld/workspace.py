@@ -153,8 +153,8 @@ def _train_foundation(
     )
     if config.part == "vae" and isinstance(model, AutoencoderKL):
         _whiten(model)
-    if config.part == "unet" and choice.text_tower == "trained":
-        foundation.scale_states(made["text_encoder"], made["unet"], _captions(tokenizer))
+    if isinstance(model, foundation.TextToImage) and choice.text_tower == "trained":
+        foundation.scale_states(model.text_encoder, model.decoder.unet, _captions(tokenizer))
     return made
 
 
