@@ -158,7 +158,7 @@ class _Pickler(pickle.Pickler):
         self.storages: dict[int, _Storage] = {}
 
     def reducer_override(self, obj: Any) -> Any:  # noqa: ANN401 -- pickle's own signature
-        if not isinstance(obj, Source):
+        if isinstance(obj, type) or not isinstance(obj, Source):
             return NotImplemented
         storage = self.storages.setdefault(id(obj), _Storage(obj, str(len(self.storages))))
         shape = tuple(obj.shape)
