@@ -77,6 +77,12 @@ def options(value: object) -> dict[str, Any]:
     return {key: _value(one) for key, one in value.items() if isinstance(key, str)}
 
 
+def plain_options(value: object) -> dict[str, str | int | float | bool | None]:
+    """Return one level of options, those alone that are single values."""
+    kinds = (str, int, float, bool, type(None))
+    return {key: one for key, one in options(value).items() if type(one) in kinds}
+
+
 def _value(one: object) -> object:
     if isinstance(one, Inert) and one.kind.module == "omegaconf.nodes":
         return one.state.get("_val") if isinstance(one.state, dict) else None

@@ -86,9 +86,13 @@ class _Machine:
         self.memo[index] = self.stack[-1]
 
     def push_name(self, module: object, name: object) -> None:
-        known = Name(str(module), str(name))
+        # Here as everywhere: nothing that the file made is turned into text unless it is a str. The
+        # text of tuples in tuples may be as long, or as deep, as the file likes.
+        if type(module) is not str or type(name) is not str:
+            self.refuse("names something by what is no text")
+        known = Name(module, name)
         if known not in OBJECTS and known not in TYPES and known not in _CALLS:
-            self.refuse(f"names {str(module)[:60]}.{str(name)[:60]}")
+            self.refuse(f"names {module[:60]}.{name[:60]}")
         self.stack.append(known)
 
     def stack_global(self) -> None:
@@ -148,10 +152,12 @@ class _Machine:
         if type(kind) is not Name or kind.module != "torch" or kind.name not in STORAGES:
             self.refuse("has a storage of no known type")
         dtype = STORAGES[kind.name]
-        if type(key) is not str or key not in self.archive.storages:
-            self.refuse(f"refers to a storage {str(key)[:20]!r} that is not in the file")
+        if type(key) is not str or type(numel) is not int:
+            self.refuse("has a storage without a number")
+        if key not in self.archive.storages:
+            self.refuse(f"refers to a storage {key[:20]!r} that is not in the file")
         offset, size = self.archive.storages[key]
-        if type(numel) is not int or numel * dtype.itemsize != size:
+        if numel * dtype.itemsize != size:
             self.refuse(f"says {numel} elements of a storage of {size} bytes")
         self.stack.append(Storage(dtype, offset, numel))
 

@@ -10,6 +10,7 @@ import torch
 
 from kosmosg.convert import pickled
 from kosmosg.convert.inert import options as options_in
+from kosmosg.convert.inert import plain_options
 from kosmosg.convert.names import our_name
 from kosmosg.convert.sd15 import modern_name
 from kosmosg.convert.sizes import check_options
@@ -74,8 +75,8 @@ def read_checkpoint(path: Path, *, keep_training_parts: bool) -> Checkpoint:
     model = data.get("model") if isinstance(data, dict) else None
     if not isinstance(model, dict) or not model:
         raise CheckpointError(f"{path} holds no 'model'; give the authors' checkpoint")
-    options = options_in(options_in(data.get("cfg")).get("model"))
-    options = options or options_in(data.get("args"))
+    options = plain_options(options_in(data.get("cfg")).get("model"))
+    options = options or plain_options(data.get("args"))
     check_options(options)
     for name, value in model.items():
         if not isinstance(name, str) or not isinstance(value, StoredTensor):

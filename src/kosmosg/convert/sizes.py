@@ -107,8 +107,7 @@ def mllm_sizes(
     )
     patch_size = _shape(shapes, "mllm.vision.clip.embeddings.patch_embedding.weight", 4)[-1]
     tower = "mllm.vision.clip.encoder.layers"
-    dropout = given.get("dropout", 0.1)
-    attention_dropout = given.get("attention_dropout", 0.1)
+    attention_dropout = _rate(given, "attention_dropout")
     return {
         "vocab_size": vocab_size,
         "hidden_size": hidden_size,
@@ -116,7 +115,7 @@ def mllm_sizes(
         "num_hidden_layers": _layers(shapes, "mllm.layers"),
         "num_attention_heads": _mllm_heads(given, hidden_size),
         "num_latents": _shape(shapes, "mllm.resampler.latents", 2)[0],
-        "dropout": dropout,
+        "dropout": _rate(given, "dropout"),
         # The released kernel of the decoder's attention has no dropout, the resampler has.
         "attention_dropout": 0.0 if given.get("flash_attention", True) else attention_dropout,
         "resampler_dropout": attention_dropout,
@@ -169,12 +168,22 @@ def _layers(shapes: Shapes, stack: str) -> int:
 
 def _mllm_heads(given: Mapping[str, Any], hidden_size: int) -> int:
     heads = given.get("decoder_attention_heads", 32 if hidden_size == 2048 else None)
-    if not isinstance(heads, int) or heads < 1 or hidden_size % heads:
+    if type(heads) is not int or heads < 1 or hidden_size % heads:
         raise CheckpointError(
             f"the checkpoint's options say decoder_attention_heads={heads!r} for a width of "
             f"{hidden_size}; the shapes cannot show it: keep its cfg or args in the file"
         )
     return heads
+
+
+def _rate(given: Mapping[str, Any], name: str) -> float:
+    rate = given.get(name, 0.1)
+    if type(rate) not in (int, float) or not 0 <= rate <= 1:
+        raise CheckpointError(
+            f"the checkpoint's options say {name}={rate!r}, which is no rate from 0 to 1; "
+            "give an unchanged checkpoint of the authors"
+        )
+    return rate
 
 
 def _heads(part: str, width: int, architecture: Architecture | None) -> int:

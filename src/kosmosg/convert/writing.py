@@ -83,6 +83,7 @@ def write_weights(
             names[name] = file
             bar.update(tensors[name].nbytes)
         save_file(collected, folder / file, metadata={"format": "pt"})
+        (folder / file).chmod(0o644)  # safetensors lets nobody else read it
     if len(shards) > 1:
         total = sum(_num_bytes(tensor, dtype) for tensor in tensors.values())
         index_file = {"metadata": {"total_size": total}, "weight_map": names}

@@ -62,6 +62,10 @@ def test_generation_defaults_are_the_released_demos(made: Path, toy_dir: Path) -
     assert scheduler.config["final_sigmas_type"] == "sigma_min"
 
 
+def test_others_may_read_the_weights(made: Path) -> None:
+    assert {path.stat().st_mode & 0o777 for path in made.rglob("*.safetensors")} == {0o644}
+
+
 def test_sums_are_those_of_the_files(made: Path) -> None:
     lines = [line.split("  ") for line in (made / "SHA256SUMS").read_text().splitlines()]
     assert sorted(name for _, name in lines) == [
@@ -266,6 +270,7 @@ REFUSALS = {
     ),
     "heads that do not fit": (option("decoder_attention_heads", 5), "decoder_attention_heads=5"),
     "no number of heads": (option("decoder_attention_heads", 0), "decoder_attention_heads=0"),
+    "a rate that is none": (option("dropout", 2.0), r"dropout=2\.0, which is no rate"),
     "another activation": (option("activation_fn", "relu"), "activation_fn='relu'"),
     "another tower": (option("visual_model_name", "ViT-H-14"), "visual_model_name='ViT-H-14'"),
     "another vocabulary": (

@@ -7,6 +7,7 @@ import pickle
 import struct
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -14,6 +15,9 @@ from kosmosg.convert import inert, pickled
 from kosmosg.convert.stored import StoredTensor
 from kosmosg.errors import CheckpointError
 from toys.files import torch_file
+
+# Text of this would have 2^60 brackets: each tuple holds the one before twice.
+BOMB = b"\x80\x02)" + b"2\x86" * 60
 
 
 class Reduces:
@@ -70,6 +74,11 @@ def attacks(marker: Path) -> dict[str, bytes]:
         "a huge number": b"\x80\x02\x8b\x10\x00\x00\x00" + b"\x7f" * 16 + b".",
         "a persistent id in text": b"Pos.system\n.",
         "a persistent id that is no storage": b"\x80\x02X\x02\x00\x00\x00osQ.",
+        "tuples in tuples as a name": BOMB + b"X\x01\x00\x00\x00a\x93.",
+        "tuples in tuples as a module": BOMB + b"X\x01\x00\x00\x00aq\x000h\x00\x93.",
+        "tuples in tuples as a key": BOMB + b"q\x000}h\x00Ns.",
+        "tuples in tuples as a storage": BOMB + b"q\x000(X\x07\x00\x00\x00storage"
+        b"ctorch\nFloatStorage\nh\x00Nh\x00tQ.",
         "a tuple as key": b"\x80\x02})K\x01s.",
         "a dict of a list": b"\x80\x02ccollections\nOrderedDict\n]\x85R.",
         "an unknown buffer": b"\x80\x05\x97.",
@@ -228,3 +237,17 @@ def test_options_are_read_at_one_level(tmp_path: Path) -> None:
     assert inert.options(found["args"]) == {"decoder_layers": 3, "name": "x"}
     assert inert.options(found["cfg"]) == {}
     assert inert.options([1, 2]) == {}
+
+
+def test_what_lightning_puts_beside_the_weights_is_inert(tmp_path: Path) -> None:
+    checkpoint = b"cpytorch_lightning.callbacks.model_checkpoint\nModelCheckpoint\n"
+    score = pickle.dumps(np.float64(0.25), protocol=2)[2:-1]
+    data = b"\x80\x02}X\x09\x00\x00\x00callbacks}" + checkpoint + score + b"ss."
+    for path in (
+        torch_file(tmp_path / "sd.ckpt", data),
+        torch_file(tmp_path / "sd.ckpt", data.replace(b"numpy._core", b"numpy.core")),
+    ):
+        [(kind, value)] = pickled.load(path)["callbacks"].items()
+        assert kind.name == "ModelCheckpoint"
+        assert type(value) is inert.Inert
+        assert value.kind.name == "scalar"
