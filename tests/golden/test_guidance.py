@@ -1,4 +1,4 @@
-"""Where guidance is 1 or less the release does double work for double pictures; the pipeline not."""
+"""At guidance 1 and below the release draws twice the pictures, the pipeline those asked for."""
 
 from collections.abc import Callable
 

@@ -14,11 +14,16 @@ from kosmosg.verify.inputs import VIEWS_FILE, tokens, views
 from kosmosg.verify.loaders import loaders
 from kosmosg.verify.states import conditions, forward
 
+Kind = Callable[[Golden, Case], Iterator[Value]]
+
 # Notes beside the numbers, with which nothing is compared here: the full-size manifests are
 # compared with the full-size model by this repository's tests.
 NOTES = ("README.md", "config.json", "report.json", "manifest*.json", "trainable*.json")
 # What can go wrong with a case that is damaged, or of other sizes than config.json says.
-_TROUBLE = (KosmosGError, SafetensorError, OSError, RuntimeError, ValueError, LookupError)
+_TROUBLE = (
+    *(KosmosGError, SafetensorError, OSError, RuntimeError),
+    *(ValueError, LookupError, TypeError, AttributeError),
+)
 
 
 def files(golden: Golden) -> list[str]:
@@ -50,6 +55,8 @@ def check_file(golden: Golden, name: str) -> Iterator[Check]:
         yield from _checks(golden, name)
     except _TROUBLE as error:
         reason = " ".join(str(error).split()) or type(error).__name__
+        if isinstance(error, KeyError):
+            reason = f"there is no {reason} in it or in config.json; copy the folder again"
         yield not_checked(name, reason)
 
 
@@ -81,7 +88,7 @@ def compare_tensors(golden: Golden, case: Case) -> Iterator[Check]:
         yield from compare(case, kind(golden, case))
 
 
-def _kind(case: Case) -> Callable[[Golden, Case], Iterator[Value]] | None:
+def _kind(case: Case) -> Kind | None:
     """Return what computes the case, by what it is given; names may be new."""
     if case.name.startswith(("cases/sched.", "cases/sample.")):
         return sampling

@@ -69,7 +69,7 @@ def views(golden: Golden, name: str) -> Iterator[Check]:
                 if stride.isdigit():
                     kept = view[:, :: int(stride), :: int(stride)]
                     error = difference(kept, case[key])
-                    yield near(name, f"{what}: every {stride}th", error, 0.0, TOLERANCE)
+                    yield near(name, f"{what}: one pixel in {stride}", error, 0.0, TOLERANCE)
             ours = view.double()
             yield near(name, f"{what}: sum", ours.sum().item(), total, SUM_TOLERANCE)
             yield near(

@@ -168,6 +168,7 @@ def _same_batch(
 
 
 def example(caption: str, tags: Sequence[str]) -> Example:
+    """Return a caption as a record, with the things of these tags in it."""
     entities = tuple(
         Entity(mention=caption[start:end], start=start, end=end, crop=PICTURE, cutout=PICTURE)
         for start, end in mentions(caption, tags)

@@ -47,12 +47,12 @@ def conditions(golden: Golden, case: Case) -> Iterator[Value]:
         prompt_embeds = model.aligner(read(golden, case), mask)
         real = torch.ones_like(null_ids, dtype=torch.bool)
         null_embeds = model.aligner(model.mllm(null_ids, real), real)
-        yield Value(key="out.condition", ours=_released(null_embeds, prompt_embeds, num_images))
-        if not has_negative:
-            _, null = golden.pipeline.encode_prompt(prompt_embeds=prompt_embeds)
-            assert null is not None  # guidance is on unless one says otherwise
-            ours = _released(null[:1], prompt_embeds, num_images)
-            yield Value(key="out.condition", ours=ours, how="the pipeline's null prompt")
+        _, null = golden.pipeline.encode_prompt(prompt_embeds=prompt_embeds)
+    yield Value(key="out.condition", ours=_released(null_embeds, prompt_embeds, num_images))
+    if not has_negative:
+        assert null is not None  # guidance is on unless one says otherwise
+        ours = _released(null[:1], prompt_embeds, num_images)
+        yield Value(key="out.condition", ours=ours, how="the pipeline's null prompt")
 
 
 def _released(
