@@ -114,4 +114,4 @@ def _translate(name: str, rows: tuple[tuple[str, str], ...]) -> str:
             return target.replace("#", layer)
         if suffix and source.replace("#", layer) + suffix[0] == name:
             return target.replace("#", layer) + suffix[0]
-    raise CheckpointError(f"no weight named {name!r} in the table of names (convert.py)")
+    raise CheckpointError(f"no weight named {name!r} in the table of names (convert/names.py)")
