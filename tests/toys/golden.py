@@ -11,6 +11,8 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
+from kosmosg.convert import their_name
+from kosmosg.convert.reading import DEAD_SCALE, DUMMY, EMBEDDING, TIED
 from kosmosg.images import clip_view, decoder_view
 from kosmosg.sequence import encode
 from kosmosg.tokenizer import Tokenizer
@@ -121,6 +123,23 @@ def write_golden(directory: Path) -> None:
             directory / case.name,
         )
     _write_inputs(directory)
+    _write_checkpoint(golden, directory / "checkpoint_toy.pt")
+
+
+def _write_checkpoint(golden: Golden, path: Path) -> None:
+    """Write weights as the authors' last stage does: no N, three entries that are no weights."""
+    parts = {"": golden.model, "unet.": golden.decoder.unet, "vae.": golden.decoder.vae}
+    weights = {
+        their_name(prefix + name): value.detach().clone()
+        for prefix, module in parts.items()
+        for name, value in module.named_parameters()
+        if not name.startswith("aligner.decoder.")
+    }
+    weights[TIED] = weights[EMBEDDING]
+    weights[DUMMY] = torch.zeros(1)
+    weights[DEAD_SCALE] = (torch.arange(0, 8, 2) + 0.4 * 8) / (1.4 * 8)
+    options = {key: CONFIG[key] for key in CONFIG if key.startswith("decoder_")}
+    torch.save({"args": None, "cfg": {"model": options}, "model": weights}, path)
 
 
 def _write_inputs(directory: Path) -> None:

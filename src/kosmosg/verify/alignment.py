@@ -79,7 +79,7 @@ def trajectory(golden: Golden, name: str) -> Iterator[Check]:
     expected = read_json(golden.directory / name)
     case = read_case(golden.directory, f"cases/{expected['case']}.safetensors")
     run = _OneBatch(_align_stage(golden, case), _batch(golden, case))
-    model = golden.kosmos_g(golden.weight, with_reconstruction=True)
+    model = golden.new_model()
     config = _train_config(expected, len(case["in.src_tokens"]))
     with tempfile.TemporaryDirectory() as directory:
         run_dir = Path(directory) / "run"

@@ -7,6 +7,7 @@ from safetensors import SafetensorError
 
 from kosmosg.errors import ConfigError, KosmosGError
 from kosmosg.verify.alignment import NORMS_FILE, alignment, norms_of, params_of, trajectory
+from kosmosg.verify.checkpoints import checkpoint
 from kosmosg.verify.compare import Case, Check, Value, compare, exactly, not_checked, read_case
 from kosmosg.verify.decoder import diffusion_loss, sampling, vae_scale
 from kosmosg.verify.golden import Golden, read_json
@@ -69,6 +70,8 @@ def _checks(golden: Golden, name: str) -> Iterator[Check]:
         yield from views(golden, name)
     elif name == NORMS_FILE:
         yield from _norms_have_cases(golden)
+    elif fnmatchcase(name, "checkpoint*.pt"):
+        yield from checkpoint(golden, name)
     elif _is_trajectory(name):
         yield from trajectory(golden, name)
     elif name.startswith("cases/") and name.endswith(".safetensors"):

@@ -44,35 +44,45 @@ class Golden:
         directory: Holds `config.json`, `cases/` and whatever else the released code recorded.
         tokenizer_dir: The tokenizer that its ids are of; None: `tokenizer/` in the folder or
             beside it.
+        weight: Where weights come from; None: the folder's rule. Here a checkpoint enters.
+        with_reconstruction: Whether Kosmos-G has N; a checkpoint of stage 3 does not.
 
     Raises:
         ConfigError: If `config.json` is missing, or its weights follow from another rule.
     """
 
-    def __init__(self, directory: Path, tokenizer_dir: Path | None = None) -> None:
+    def __init__(
+        self,
+        directory: Path,
+        tokenizer_dir: Path | None = None,
+        *,
+        weight: Weight | None = None,
+        with_reconstruction: bool = True,
+    ) -> None:
         self.directory = directory
-        self._tokenizer_dir = tokenizer_dir
         self.config = _read_config(directory)
+        self._tokenizer_dir = tokenizer_dir
+        self._weight = weight or self.rule
+        self._with_reconstruction = with_reconstruction
 
     @cached_property
     def model(self) -> KosmosG:
-        """Kosmos-G with N."""
-        return self.kosmos_g(self.weight, with_reconstruction=True)
+        """Kosmos-G."""
+        return self.new_model()
 
     @cached_property
     def decoder(self) -> ImageDecoder:
         """The VAE and U-Net, with the noise schedule."""
         vae = AutoencoderKL(**self.config["vae_full"])
         unet = UNet2DConditionModel(**self.config["unet_full"])
-        parts = fill(vae, "vae.", self.weight), fill(unet, "unet.", self.weight)
-        return ImageDecoder(*parts).eval()
+        return ImageDecoder(self._fill(vae, "vae."), self._fill(unet, "unet.")).eval()
 
     @cached_property
     def text_encoder(self) -> CLIPTextModel:
         """What stage 2 imitates."""
         special = {f"{name}_token_id": self.config[name] for name in ("bos", "eos", "pad")}
         config = CLIPTextConfig.from_dict(self.config["text_full"] | special)
-        return fill(CLIPTextModel(config), "text_encoder.", self.weight).eval()
+        return self._fill(CLIPTextModel(config), "text_encoder.").eval()
 
     @cached_property
     def pipeline(self) -> KosmosGPipeline:
@@ -104,12 +114,8 @@ class Golden:
             f"no tokenizer in {self.directory} or beside it; name its directory with --tokenizer"
         )
 
-    def kosmos_g(self, weight: Weight, *, with_reconstruction: bool) -> KosmosG:
-        """Return Kosmos-G at the folder's sizes with these weights, in evaluation mode.
-
-        Raises:
-            ConfigError: If config.json lacks a size.
-        """
+    def new_model(self) -> KosmosG:
+        """Return Kosmos-G at the folder's sizes, in evaluation mode, to be spoilt."""
         config = self.config
         vision, aligner = config["vision"], config["aligner"]
         mllm = MLLM(
@@ -135,12 +141,19 @@ class Golden:
             num_layers=aligner["layers"],
             num_queries=aligner["n_query"],
             max_positions=aligner["n_pos"],
-            with_reconstruction=with_reconstruction,
+            with_reconstruction=self._with_reconstruction,
         )
-        return fill(KosmosG(mllm, net), "", weight).eval()
+        return self._fill(KosmosG(mllm, net), "").eval()
 
-    def weight(self, key: str, shape: tuple[int, ...]) -> Float[Tensor, "..."]:
+    def rule(self, key: str, shape: tuple[int, ...]) -> Float[Tensor, "..."]:
         """Return the value that the fill rule gives the weight of this (the authors') name."""
+        if key.endswith("_float_tensor"):
+            return torch.zeros(shape)
+        if key.endswith("self_attn_sope.scale"):
+            head_dim = 2 * shape[0]
+            return (torch.arange(0, head_dim, 2) + 0.4 * head_dim) / (1.4 * head_dim)
+        if key.endswith("position_ids"):
+            return torch.arange(shape[-1]).reshape(shape)
         seed = zlib.crc32(key.encode()) + self.config["fill_seed"]
         z = np.random.Generator(np.random.PCG64(seed)).standard_normal(shape)
         if key.endswith(".weight") and len(shape) == 1:
@@ -155,24 +168,18 @@ class Golden:
             value = z / np.sqrt(np.prod(shape[1:]))
         return torch.from_numpy(value).float()
 
-
-def fill(module: M, prefix: str, weight: Weight) -> M:
-    """Give each parameter its weight; here the fill rule's or a checkpoint's values enter.
-
-    Raises:
-        ConfigError: If a weight has another shape than the parameter.
-    """
-    with torch.no_grad():
-        for name, parameter in module.named_parameters():
-            key = their_name(prefix + name)
-            value = weight(key, tuple(parameter.shape))
-            if value.shape != parameter.shape:
-                raise ConfigError(
-                    f"{key} is {tuple(value.shape)}, the model of config.json needs"
-                    f" {tuple(parameter.shape)}; take both from one run"
-                )
-            parameter.copy_(value)
-    return module
+    def _fill(self, module: M, prefix: str) -> M:
+        with torch.no_grad():
+            for name, parameter in module.named_parameters():
+                key = their_name(prefix + name)
+                value = self._weight(key, tuple(parameter.shape))
+                if value.shape != parameter.shape:
+                    raise ConfigError(
+                        f"{key} is {tuple(value.shape)}, the model of config.json needs"
+                        f" {tuple(parameter.shape)}; take both from one run"
+                    )
+                parameter.copy_(value)
+        return module
 
 
 def read_json(path: Path) -> Any:  # noqa: ANN401 -- whatever the released code recorded

@@ -59,7 +59,7 @@ def test_one_changed_number_fails_and_names_the_case(run, tmp_path):
 def test_sizes_come_from_the_folder(run, toy_golden):
     code, out, _ = run("verify", toy_golden)
     assert (code, failures(out)) == (0, [])
-    assert out.splitlines()[-1].startswith("10 files, ")
+    assert out.splitlines()[-1].startswith("11 files, ")
 
 
 @pytest.mark.parametrize(
@@ -98,6 +98,46 @@ def test_changed_ids_and_pixels_fail(run, folder):
     ]
 
 
+@pytest.mark.parametrize("half", [False, True])
+def test_a_checkpoint_of_any_size(run, folder, half):
+    path = folder / "checkpoint_toy.pt"
+    data = torch.load(path, weights_only=True)
+    if half:
+        data["model"] = {name: value.half() for name, value in data["model"].items()}
+        torch.save(data, path)
+    code, out, _ = run("verify", folder)
+    assert (code, failures(out)) == (0, [])
+
+    name = "aligner.encoder.layer_norm.bias"
+    data["model"][name][0] += 1e-2
+    torch.save(data, path)
+    code, out, _ = run("verify", folder)
+    assert code == 1
+    assert failures(out) == [("checkpoint_toy.pt", name), ("checkpoint_toy.pt", "condition")]
+
+    del data["model"][name]
+    torch.save(data, path)
+    code, out, _ = run("verify", folder)
+    assert code == 1
+    first, second, last = [what for _, what in failures(out)]
+    assert first.startswith("names of weights")
+    assert second.startswith("shapes of weights")
+    assert last.startswith(f"not checked: there is no '{name}'")
+
+
+def test_a_checkpoint_that_would_run_something_is_refused(run, folder):
+    class Evil:
+        def __reduce__(self):
+            return (Path.touch, (folder / "touched",))
+
+    torch.save({"model": Evil()}, folder / "checkpoint_toy.pt")
+    code, out, _ = run("verify", folder)
+    assert code == 1
+    assert [file for file, _ in failures(out)] == ["checkpoint_toy.pt"]
+    assert "is refused" in out
+    assert not (folder / "touched").exists()
+
+
 def test_nothing_is_skipped_in_silence(run, folder):
     (folder / "cases/new.safetensors").write_bytes(
         (folder / "cases/vae.safetensors").read_bytes()[:100]
@@ -126,6 +166,7 @@ def test_a_case_of_another_size_than_config_json_is_a_failure_not_a_crash(run, f
     code, out, err = run("verify", folder)
     assert (code, err) == (1, "")
     files = {file for file, _ in failures(out)}
+    assert "checkpoint_toy.pt" in files
     assert {"cases/one_of_two.safetensors", "cases/align.fixed.safetensors"} <= files
     assert "cases/vae.safetensors" not in files
 
