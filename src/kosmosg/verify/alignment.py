@@ -20,7 +20,7 @@ from kosmosg.train.log import read_log
 from kosmosg.train.loop import TrainConfig, fit
 from kosmosg.train.optim import OptimConfig
 from kosmosg.train.stage2_align import AlignStage, TextTower, squared_error
-from kosmosg.verify.compare import TOLERANCE, Case, Check, Value, difference, near, read_case
+from kosmosg.verify.compare import TAP, TOLERANCE, Case, Check, Value, difference, near, read_case
 from kosmosg.verify.golden import Golden, read_json
 from kosmosg.verify.states import read, taps
 
@@ -55,7 +55,7 @@ def alignment(golden: Golden, case: Case) -> Iterator[Value]:
     yield Value(key="out.condition_M", ours=prompt_embeds)
     yield Value(key="out.N", ours=again)
     for name in ("aligner.decoder.out", "aligner.decoder_proj.ln"):
-        yield Value(key=f"out.tap.{name}", ours=seen[name])
+        yield Value(key=f"{TAP}{name}", ours=seen[name])
     yield Value(key="out.mse_loss", ours=mse_loss[None])
     yield Value(key="out.rec_loss", ours=rec_loss[None])
     yield from _gradients(golden, case)

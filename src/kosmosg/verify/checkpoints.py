@@ -8,13 +8,7 @@ from torch import Tensor, nn
 from kosmosg.convert import pickled, their_name
 from kosmosg.convert.reading import EMBEDDING, TIED, Checkpoint, read_checkpoint
 from kosmosg.sequence import Batch
-from kosmosg.verify.compare import (
-    EXACT,
-    TOLERANCE,
-    Check,
-    difference,
-    exactly,
-)
+from kosmosg.verify.compare import EXACT, TOLERANCE, Check, difference, exactly
 from kosmosg.verify.golden import Golden
 
 # Options that config.json has under the same name.
@@ -45,7 +39,7 @@ def checkpoint(golden: Golden, name: str) -> Iterator[Check]:
     ours = {key: list(tensor.shape) for key, tensor in found.tensors.items()}
     shapes = _shapes(golden, found)
     yield exactly(name, "names of weights", sorted(ours), sorted(shapes))
-    yield exactly(name, "shapes of weights", ours, shapes)
+    yield exactly(name, "shapes of weights", sorted(ours.items()), sorted(shapes.items()))
     for key, tensor in pickled.load(path)["model"].items():
         rule = golden.rule(EMBEDDING if key == TIED else key, tensor.shape).to(tensor.dtype)
         error = difference(tensor.read(), rule)

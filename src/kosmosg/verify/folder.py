@@ -1,5 +1,6 @@
 """Which file of the folder is compared by what."""
 
+import re
 from collections.abc import Callable, Iterator
 from fnmatch import fnmatchcase
 
@@ -23,7 +24,7 @@ NOTES = ("README.md", "config.json", "report.json", "manifest*.json", "trainable
 # What can go wrong with a case that is damaged, or of other sizes than config.json says.
 _TROUBLE = (
     *(KosmosGError, SafetensorError, OSError, RuntimeError),
-    *(ValueError, LookupError, TypeError, AttributeError),
+    *(ValueError, LookupError, TypeError, AttributeError, re.error),
 )
 
 
@@ -52,8 +53,13 @@ def files(golden: Golden) -> list[str]:
 
 def check_file(golden: Golden, name: str) -> Iterator[Check]:
     """Yield all comparisons with one file; whatever keeps them from being made is a failure."""
+    empty = True
     try:
-        yield from _checks(golden, name)
+        for check in _checks(golden, name):
+            empty = False
+            yield check
+        if empty:
+            yield not_checked(name, "it holds nothing to compare")
     except _TROUBLE as error:
         reason = " ".join(str(error).split()) or type(error).__name__
         if isinstance(error, KeyError):

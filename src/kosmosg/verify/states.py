@@ -8,7 +8,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from kosmosg.model.kosmosg import KosmosG
-from kosmosg.verify.compare import Case, Value
+from kosmosg.verify.compare import TAP, Case, Value
 from kosmosg.verify.golden import Golden
 
 
@@ -24,7 +24,7 @@ def forward(golden: Golden, case: Case) -> Iterator[Value]:
         logits = golden.model.mllm.logits(hidden_states)
         condition = golden.model.aligner(hidden_states, mask)
     for name, value in seen.items():
-        yield Value(key=f"out.tap.{name}", ours=value)
+        yield Value(key=f"{TAP}{name}", ours=value)
     yield Value(key="out.final_hidden", ours=hidden_states)
     yield Value(key="out.logits", ours=logits)
     yield Value(key="out.condition", ours=condition)

@@ -144,6 +144,7 @@ def test_nothing_is_skipped_in_silence(run, folder):
     )
     save_file({"in.sound": torch.zeros(2)}, folder / "cases/other.safetensors")
     (folder / "speech.json").write_text("{}")
+    (folder / "loaders.json").write_text("{}")
     (folder / "images/stray.png").write_bytes(b"")
     path = folder / "cases/vae.safetensors"
     save_file(load_file(path) | {"out.more": torch.zeros(1)}, path)
@@ -157,7 +158,23 @@ def test_nothing_is_skipped_in_silence(run, folder):
     assert failed["speech.json"] == "not checked: no part of kosmosg knows such a file"
     assert "holds nothing of it" in failed["images/stray.png"]
     assert failed["align_grad_norms.json"].startswith("there is a case align.gone")
-    assert len(failed) == 6
+    assert failed["loaders.json"] == "not checked: it holds nothing to compare"
+    assert len(failed) == 7
+
+
+def test_a_recording_may_leave_out_layers_but_no_result(run, folder):
+    path = folder / "cases/one_of_two.safetensors"
+    tensors = load_file(path)
+    del tensors["out.tap.mllm.layer0"]
+    save_file(tensors, path)
+    assert run("verify", folder)[0] == 0
+    del tensors["out.logits"]
+    save_file(tensors, path)
+    code, out, _ = run("verify", folder)
+    assert code == 1
+    assert [what for _, what in failures(out)] == [
+        "not checked: we compute out.logits, which the file lacks"
+    ]
 
 
 def test_a_case_of_another_size_than_config_json_is_a_failure_not_a_crash(run, folder):
