@@ -2,9 +2,14 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
+from safetensors.torch import load_file
+from torch import Tensor
 
+from kosmosg.model.image_decoder import ImageDecoder
+from kosmosg.model.kosmosg import KosmosG
 from kosmosg.verify import Golden
 
 DATA = Path(__file__).parent / "data"
@@ -31,3 +36,36 @@ def golden_with(request: pytest.FixtureRequest) -> Callable[[str], Golden]:
         return request.getfixturevalue("kept" if there else "shared")
 
     return find
+
+
+@pytest.fixture(scope="session")
+def golden(shared: Golden) -> Path:
+    """The folder of all."""
+    return shared.directory
+
+
+@pytest.fixture(scope="session")
+def golden_case(golden_with: Callable[[str], Golden]) -> Callable[[str], dict[str, Tensor]]:
+    """The tensors of a case by its name."""
+
+    def read(name: str) -> dict[str, Tensor]:
+        file = f"cases/{name}.safetensors"
+        return load_file(golden_with(file).directory / file)
+
+    return read
+
+
+@pytest.fixture(scope="session")
+def golden_config(kept: Golden) -> dict[str, Any]:
+    return kept.config
+
+
+@pytest.fixture(scope="session")
+def golden_model(kept: Golden) -> KosmosG:
+    """With N, its weights by the rule."""
+    return kept.model
+
+
+@pytest.fixture(scope="session")
+def golden_decoder(kept: Golden) -> ImageDecoder:
+    return kept.decoder

@@ -97,15 +97,15 @@ def convert(
 
 
 def _decoder(read: Checkpoint, base: str | None, architecture: Architecture | None) -> Decoder:
+    known = architecture or Architecture()
     if base is not None:
-        return sd15.load(base)
+        return sd15.load(base, unet_config=known.unet, vae_config=known.vae)
     if not read.part("unet"):
         raise CheckpointError(
             f"{read.path} has no U-Net and VAE (stage 2 trains without them); give a Stable "
             f"Diffusion 1.5 with --base: {sd15.SUGGESTED} from the hub, or the directory that you "
             "downloaded it to"
         )
-    known = architecture or Architecture()
     return Decoder(
         unet_config=known.unet,
         unet=read.part("unet"),

@@ -15,7 +15,6 @@ from diffusers.loaders.single_file_utils import (
 from kosmosg import release
 from kosmosg.convert import pickled
 from kosmosg.convert.inert import options
-from kosmosg.convert.sizes import UNET, VAE
 from kosmosg.convert.stored import StoredTensor, read_safetensors
 from kosmosg.errors import CheckpointError
 from kosmosg.model.image_decoder import NOISE_SCHEDULE
@@ -51,12 +50,14 @@ class Decoder:
     source: str
 
 
-def load(base: str) -> Decoder:
+def load(base: str, *, unet_config: Mapping[str, Any], vae_config: Mapping[str, Any]) -> Decoder:
     """Return the image decoder of `base`.
 
     Args:
         base: A directory in diffusers' layout; a .safetensors or .ckpt file in the original one;
             or, where neither exists, an id on the hub such as `stable-diffusion-v1-5/...`.
+        unet_config: Of the U-Net of a single file, which cannot say it; a directory has its own.
+        vae_config: Likewise.
 
     Raises:
         CheckpointError: If it is none of these, is damaged, or cannot be fetched.
@@ -65,7 +66,7 @@ def load(base: str) -> Decoder:
     if path.is_dir():
         return _directory(path, path.name)
     if path.is_file():
-        return _single_file(path)
+        return _single_file(path, dict(unet_config), dict(vae_config))
     if re.fullmatch(r"[\w.-]+/[\w.-]+", base):
         return _directory(_fetched(base), base)
     raise CheckpointError(
@@ -178,7 +179,7 @@ def _schedule(directory: Path) -> dict[str, Any]:
     return dict(NOISE_SCHEDULE) | {name: own[name] for name in names if own.get(name) is not None}
 
 
-def _single_file(path: Path) -> Decoder:
+def _single_file(path: Path, unet_config: dict[str, Any], vae_config: dict[str, Any]) -> Decoder:
     tensors = read_file(path)
     for prefix in (_UNET_PREFIX, _VAE_PREFIX):
         if not any(name.startswith(prefix) for name in tensors):
@@ -190,24 +191,18 @@ def _single_file(path: Path) -> Decoder:
     vae = {
         name: _linear(name, one) for name, one in tensors.items() if name.startswith(_VAE_PREFIX)
     }
-    width = _condition_width(unet)
-    converted = {} if width != UNET["cross_attention_dim"] else _converted(unet, vae)
+    if _condition_width(unet) == unet_config["cross_attention_dim"]:  # else it will be refused
+        # diffusers' converters only move what they are given, so nothing is read here.
+        unet = convert_ldm_unet_checkpoint(unet, unet_config)
+        vae = _modern(convert_ldm_vae_checkpoint(vae, vae_config))
     return Decoder(
-        unet_config=dict(UNET),
-        unet=converted.get("unet", unet),
-        vae_config=dict(VAE),
-        vae=converted.get("vae", vae),
+        unet_config=unet_config,
+        unet=unet,
+        vae_config=vae_config,
+        vae=vae,
         schedule=dict(NOISE_SCHEDULE),
         source=path.name,
     )
-
-
-def _converted(unet: Tensors, vae: Tensors) -> dict[str, dict[str, StoredTensor]]:
-    """Return weights under diffusers' names; its converters only move what they are given."""
-    return {
-        "unet": convert_ldm_unet_checkpoint(dict(unet), UNET),
-        "vae": _modern(convert_ldm_vae_checkpoint(dict(vae), VAE)),
-    }
 
 
 def _linear(name: str, tensor: StoredTensor) -> StoredTensor:

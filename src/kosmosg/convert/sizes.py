@@ -59,8 +59,8 @@ class Architecture:
     Args:
         vision_heads: Attention heads of the vision tower.
         aligner_heads: Attention heads of AlignerNet.
-        unet: Configuration of the U-Net in the checkpoint.
-        vae: Configuration of the VAE in the checkpoint.
+        unet: Configuration of the U-Net in the checkpoint, or in a base of one file.
+        vae: Configuration of the VAE there.
         text_encoder: Configuration of the text tower in a checkpoint of stage 2.
 
     Source:

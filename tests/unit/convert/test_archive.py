@@ -37,7 +37,7 @@ def test_files_of_other_kinds_are_named(tmp_path: Path) -> None:
 def test_torch_before_1_6_is_named_with_its_remedy(tmp_path: Path) -> None:
     path = tmp_path / "old.pt"
     torch.save({"model": {}}, path, _use_new_zipfile_serialization=False)
-    with pytest.raises(CheckpointError, match="load and save it again with torch >= 1.6"):
+    with pytest.raises(CheckpointError, match=r"load and save it again with torch >= 1\.6"):
         read_archive(path)
 
 
