@@ -202,8 +202,7 @@ def coins(*, dropped: bool) -> np.random.Generator:
 
 def _dropped(options: str) -> bool | None:
     """Whether the words are dropped; None where a coin was tossed that nobody recorded."""
-    probability = re.match(r"drop([01])\b", options)
-    return None if probability is None else probability[1] == "1"
+    return {"drop0.0": False, "drop1.0": True}.get(options)
 
 
 def _word(tag: str) -> str:

@@ -144,7 +144,7 @@ def test_nothing_is_skipped_in_silence(run, folder):
     )
     save_file({"in.sound": torch.zeros(2)}, folder / "cases/other.safetensors")
     (folder / "speech.json").write_text("{}")
-    (folder / "loaders.json").write_text("{}")
+    (folder / "loaders.json").write_text('{"openimage.drop0.5": []}')
     (folder / "images/stray.png").write_bytes(b"")
     path = folder / "cases/vae.safetensors"
     save_file(load_file(path) | {"out.more": torch.zeros(1)}, path)
@@ -158,8 +158,15 @@ def test_nothing_is_skipped_in_silence(run, folder):
     assert failed["speech.json"] == "not checked: no part of kosmosg knows such a file"
     assert "holds nothing of it" in failed["images/stray.png"]
     assert failed["align_grad_norms.json"].startswith("there is a case align.gone")
-    assert failed["loaders.json"] == "not checked: it holds nothing to compare"
+    assert failed["loaders.json"] == "not checked: no part of kosmosg makes openimage.drop0.5"
     assert len(failed) == 7
+
+
+def test_a_file_that_holds_nothing_is_a_failure(run, folder):
+    (folder / "loaders.json").write_text("{}")
+    code, out, _ = run("verify", folder)
+    assert code == 1
+    assert failures(out) == [("loaders.json", "not checked: it holds nothing to compare")]
 
 
 def test_a_recording_may_leave_out_layers_but_no_result(run, folder):
