@@ -78,7 +78,7 @@ def convert(
 
     Nothing in a checkpoint is executed: it is read as data, and refused where it asks for more.
     A weight that is missing, unknown or of another shape is an error, and nothing is written.
-    The full-size model takes about 6 GB of disk as stored and 5 GB of memory.
+    The full-size model takes about 6 GB of disk as stored and 3 GB of memory.
 
     \b
     Examples:

@@ -1,6 +1,7 @@
 """Checkpoints at toy size. kosmosg is imported inside: this file is read before tests/conftest.py
 has shut the network."""
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -64,11 +65,8 @@ def stage2(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def changed(final: Path, tmp_path: Path) -> Any:
-    """Write the toy checkpoint with its weights or options changed by a function.
-
-    `changed.tokenizer` is its tokenizer.
-    """
+def changed(final: Path, tmp_path: Path) -> Callable[..., Path]:
+    """Write the toy checkpoint with its weights or options changed by a function."""
 
     import torch
 
@@ -78,7 +76,8 @@ def changed(final: Path, tmp_path: Path) -> Any:
         change(data)
         path = tmp_path / "changed.pt"
         torch.save(data, path)
+        for name in ("sentencepiece.bpe.model", "dict.txt"):
+            shutil.copyfile(final.parent / name, tmp_path / name)
         return path
 
-    write.tokenizer = final.parent
     return write

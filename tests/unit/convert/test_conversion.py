@@ -114,8 +114,7 @@ def test_weights_take_the_dtype_asked_for(dtype, final, architecture, tmp_path) 
 def test_a_value_too_large_for_float16_is_refused(changed, architecture, tmp_path) -> None:
     path = changed(lambda data: data["model"]["aligner.encoder_query"].fill_(1e5))
     with pytest.raises(CheckpointError, match=r"encoder\.queries reaches 1e\+05, too large"):
-        convert(path, tmp_path / "made", architecture=architecture, dtype="float16",
-                tokenizer=changed.tokenizer)  # fmt: skip
+        convert(path, tmp_path / "made", architecture=architecture, dtype="float16")
     assert not list(tmp_path.glob("*made*"))
 
 
@@ -206,8 +205,7 @@ def test_a_base_replaces_the_decoder_and_the_difference_is_said(
         data["model"]["vae.vae.decoder.conv_out.bias"][0] += 0.5
 
     path = changed(shift)
-    convert(path, tmp_path / "other", architecture=architecture, base=str(toy_dir),
-            tokenizer=changed.tokenizer)  # fmt: skip
+    convert(path, tmp_path / "other", architecture=architecture, base=str(toy_dir))
     report = json.loads((tmp_path / "other" / "parity.json").read_text())
     assert report["replaced"]["unet"]["equal"] is True
     assert report["replaced"]["vae"]["equal"] is False
@@ -287,7 +285,7 @@ def test_what_does_not_fit_is_named_and_nothing_is_written(
     path = changed(change)
     before = files(tmp_path)
     with pytest.raises(CheckpointError, match=message) as caught:
-        convert(path, tmp_path / "made", architecture=architecture, tokenizer=changed.tokenizer)
+        convert(path, tmp_path / "made", architecture=architecture)
     assert "\n" not in str(caught.value)
     assert files(tmp_path) == before
 
@@ -309,7 +307,7 @@ def test_heads_that_shapes_cannot_show_are_never_guessed(final, tmp_path) -> Non
 def test_open_clips_unused_attention_is_left_out(changed, architecture, tmp_path) -> None:
     name = "img_model.visual.transformer.resblocks.0.attn.in_proj_weight"
     path = changed(put(name, torch.zeros(48, 16)))
-    convert(path, tmp_path / "made", architecture=architecture, tokenizer=changed.tokenizer)
+    convert(path, tmp_path / "made", architecture=architecture)
     ignored = json.loads((tmp_path / "made" / "parity.json").read_text())["ignored"]
     assert "never uses" in ignored[name]
 
@@ -325,12 +323,13 @@ def test_old_names_of_the_vaes_attention_are_read(changed, architecture, tmp_pat
 
     path = changed(rename)
     assert "vae.vae.decoder.mid_block.attentions.0.query.weight" in torch.load(path)["model"]
-    convert(path, tmp_path / "made", architecture=architecture, tokenizer=changed.tokenizer)
+    convert(path, tmp_path / "made", architecture=architecture)
     KosmosGPipeline.from_pretrained(tmp_path / "made")
 
 
 def test_a_missing_tokenizer_names_both_files(changed, architecture, tmp_path) -> None:
     path = changed(dict)
+    (tmp_path / "dict.txt").unlink()
     with pytest.raises(CheckpointError, match=r"sentencepiece\.bpe\.model and dict\.txt, are not"):
         convert(path, tmp_path / "made", architecture=architecture)
 
