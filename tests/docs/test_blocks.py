@@ -16,7 +16,7 @@ from kosmosg.cli import page
 
 PAGES = ["README.md"] + [
     f"docs/{name}.md"
-    for name in ("index", "quickstart", "convert", "training", "toyworld", "results")
+    for name in ("index", "quickstart", "convert", "training", "toyworld", "verify", "results")
 ]
 # What a shell block may call besides our own commands.
 FOREIGN = {"git", "cd", "export", "source", "pip", "sudo", "apt-get"}
