@@ -70,7 +70,6 @@ def convert(
     weights |= {name: read.part(name) for name in models if name not in weights}
     _check(models, weights, checkpoint)
     pieces = _tokenizer(checkpoint, tokenizer, models["mllm"].config["vocab_size"])
-    replaced = _replaced(read, decoder) if base is not None and read.part("unet") else None
 
     parameters = {
         name: sum(one.nbytes // one.dtype.itemsize for one in weights[name].values())
@@ -84,6 +83,7 @@ def convert(
             for name, model in models.items():
                 _write_part(made / name, model, weights[name], bar, to)
         _write_beside(made, decoder, models, pieces)
+        replaced = _replaced(read, decoder) if base is not None and read.part("unet") else None
         writing.write_json(made / writing.PARITY_FILE, _parity(read, decoder, replaced, parameters))
         card = writing.card(
             checkpoint=checkpoint.name,
