@@ -158,7 +158,7 @@ def _check(tensors: dict[str, Tensor], path: Path) -> None:
             f"{' and '.join(_NEEDED)}: {_REMEDY}"
         )
     size = tensors["prompt_embeds"].shape
-    for name, value in tensors.items():
+    for name, value in sorted(tensors.items(), reverse=True):  # prompt_embeds comes first
         if value.ndim != 3 or len(value) != 1 or value.shape != size or not value.numel():
             raise CheckpointError(
                 f"{path}: {name} is {tuple(value.shape)}; all are 1 x queries x embed: {_REMEDY}"

@@ -4,7 +4,6 @@ import json
 import shutil
 import subprocess
 import sys
-import warnings
 from pathlib import Path
 
 import numpy as np
@@ -86,7 +85,8 @@ def test_each_setting_counts(drawn, name, changes):
     assert "pixels differ, by at most" in out
 
 
-def test_pictures_of_a_sheet_and_the_sheet_replay(run, here, toy_dir):
+@pytest.mark.usefixtures("here")
+def test_pictures_of_a_sheet_and_the_sheet_replay(run, toy_dir):
     run("generate", "a", "cat.png", "-n", "3", "--model", toy_dir)
     for name in ("out.png", "out-1.png", "out-2.png", "out-3.png"):
         assert run("replay", name, "--model", toy_dir) == (0, "identical\n", "")
@@ -182,7 +182,7 @@ def test_pictures_lie_beside_the_png(drawn, run, here, toy_dir, monkeypatch):
     assert run("replay", "../out.png", "--model", toy_dir) == (0, "identical\n", "")
 
 
-def test_a_model_that_does_not_ship_must_be_named(drawn, run, here):
+def test_a_model_that_does_not_ship_must_be_named(drawn, run):
     drawn("a cat")
     code, _, err = run("replay", "out.png")
     assert code == 2
@@ -288,9 +288,8 @@ def test_what_carries_no_note_is_one_line(run, here):
 
 
 def test_a_device_that_is_not_there_is_said(drawn):
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        code, out, err = drawn("a cat", **{"load.device": "cuda", "machine.device": "GPU"})()
-    if not torch.cuda.is_available():
-        assert (code, out) == (0, "identical\n")
-        assert err == "not as then: device: GPU then, cpu now\n"
+    if torch.cuda.is_available():
+        pytest.skip("NOT PROVED HERE: this machine has a CUDA device")
+    code, out, err = drawn("a cat", **{"load.device": "cuda", "machine.device": "GPU"})()
+    assert (code, out) == (0, "identical\n")
+    assert err == "not as then: device: GPU then, cpu now\n"
