@@ -245,10 +245,21 @@ def note(
     drawing: Drawing,
     *,
     model: str | Path,
-    dtype: DType,
+    load: Mapping[str, Any],
     index: int | None,
 ) -> Note:
-    """Return what a picture's PNG says: all that `replay` needs and compares."""
+    """Return what a picture's PNG says: all that `replay` needs and compares.
+
+    Args:
+        pipe: That drew it.
+        drawing: What was drawn.
+        model: As `load` was called with.
+        load: What else `load` was called with; of the device its kind is noted.
+        index: Which picture of the drawing this is; None is the sheet of all.
+
+    Raises:
+        CheckpointError: If the model's files cannot be read.
+    """
     directory = release.find(model)
     from_conditions = bool(drawing.arguments.get("conditions"))
     parts = DECODER if from_conditions else (*ENCODER, *DECODER)
@@ -259,7 +270,7 @@ def note(
         seeds=list(drawing.seeds),
         index=index,
         arguments=pack(drawing.arguments),
-        load={"dtype": dtype, "device": pipe.device.type},
+        load={**pack(load), "device": pipe.device.type},
         model=Model(name=directory.resolve().name, parts=hashes.of_parts(directory, parts)),
         scheduler=Scheduler(name=type(chosen).__name__, sha256=_sha256_of_config(chosen)),
         machine=Machine(
