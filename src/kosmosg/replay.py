@@ -15,6 +15,8 @@ from kosmosg.drawing import Drawing
 from kosmosg.errors import ConfigError, PromptError
 from kosmosg.images import MAX_BYTES, open_image
 from kosmosg.note import File, Note, Picture, Wanted, read_png, unpack
+from kosmosg.pipeline import KosmosGPipeline
+from kosmosg.settings import checked
 
 MAX_FILES = 10_000
 MAX_THREADS = 256
@@ -118,7 +120,7 @@ def _read(note: Note, folders: Sequence[Path]) -> tuple[Drawing, dict[str, Any]]
         return found[wanted]
 
     # What can be said of the rest comes first, before files are looked for.
-    load = drawing.checked(note.load, drawing.load)
+    load = checked(note.load, drawing.load)
     if missing := {"dtype", "device"} - load.keys():
         raise ConfigError(f"it does not say the {' and '.join(sorted(missing))}")
     if not 1 <= note.machine.threads <= MAX_THREADS:
@@ -129,9 +131,7 @@ def _read(note: Note, folders: Sequence[Path]) -> tuple[Drawing, dict[str, Any]]
     prompt = unpack(note.prompt, find_once)
     if any(not isinstance(part, str | Picture) for part in prompt):
         raise ConfigError("its prompt holds what is neither words nor a picture")
-    arguments = drawing.checked(
-        unpack(note.arguments, find_once), drawing.draw, drawing.KosmosGPipeline.__call__
-    )
+    arguments = checked(unpack(note.arguments, find_once), drawing.draw, KosmosGPipeline.__call__)
     return Drawing(prompt=prompt, seeds=note.seeds, arguments=arguments), load
 
 
