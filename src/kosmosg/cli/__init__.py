@@ -15,7 +15,7 @@ from typing import Annotated
 
 import typer
 
-from kosmosg.cli import convert, evaluate, generate, tools, train, verify
+from kosmosg.cli import caption, convert, encode, evaluate, generate, replay, tools, train, verify
 from kosmosg.errors import KosmosGError
 
 USAGE, FAILED, INTERRUPTED, PIPE_CLOSED = 2, 1, 130, 141
@@ -27,7 +27,7 @@ app = typer.Typer(
     rich_markup_mode=None,  # plain text is what docs/cli.md shows and what a pipe wants
     pretty_exceptions_enable=False,
 )
-for _noun in (generate, convert, tools, verify, train, evaluate):
+for _noun in (generate, replay, encode, caption, convert, tools, verify, train, evaluate):
     app.add_typer(_noun.app)
 
 

@@ -1,53 +1,47 @@
-"""`kosmosg generate` and `kosmosg caption`: pictures from prompts, words from pictures."""
+"""`kosmosg generate`: pictures from prompts."""
 
-import os
-import random
-import re
 import sys
 from collections.abc import Sequence
-from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from kosmosg.cli.prompt import Picture, open_picture, prompt_of, read_parts
+from kosmosg.cli.jobs import (
+    Job,
+    check_job,
+    drawing_of,
+    is_done,
+    job_of,
+    located,
+    outputs,
+    read_jobs,
+)
+from kosmosg.cli.options import (
+    Device,
+    Model,
+    OptionalParts,
+    Options,
+    Precision,
+    hide_loading_bars,
+    let_threads_sleep,
+)
 from kosmosg.errors import ConfigError
+from kosmosg.note import png
+from kosmosg.samplers import NAMES
 
 if TYPE_CHECKING:
-    from kosmosg.model.mllm import MLLM
+    from PIL import Image
+
+    from kosmosg.drawing import Drawing
     from kosmosg.pipeline import KosmosGPipeline
 
-MAX_SIDE = 2048
-
 app = typer.Typer()
-
-Parts = Annotated[
-    list[str],
-    typer.Argument(
-        metavar="WORDS-AND-PICTURES",
-        help="In the order in which the model reads them. The name of an image file is a picture, "
-        "anything else is words.",
-        show_default=False,
-    ),
-]
-Model = Annotated[
-    str,
-    typer.Option(help="nano, the model that ships with kosmosg, or a directory with a model."),
-]
-
-
-class Sampler(StrEnum):
-    """The samplers of the released demo, for `--scheduler`."""
-
-    dpms = "dpms"
-    ddim = "ddim"
-    pndm = "pndm"
 
 
 @app.command()
 def generate(
-    parts: Parts,
+    parts: OptionalParts = None,
     output: Annotated[
         Path,
         typer.Option(
@@ -85,7 +79,11 @@ def generate(
         int, typer.Option("-n", "--num-images", min=1, max=64, help="How many pictures.")
     ] = 1,
     scheduler: Annotated[
-        Sampler | None, typer.Option(help="The sampler.", show_default="the model's own")
+        str | None,
+        typer.Option(
+            help=f"The sampler: {', '.join(NAMES)}. lcm and tcd want a U-Net made for them.",
+            show_default="the model's own",
+        ),
     ] = None,
     size: Annotated[
         str | None,
@@ -93,6 +91,42 @@ def generate(
             metavar="N or WxH", help="Of a picture, in pixels.", show_default="the model's own"
         ),
     ] = None,
+    condition: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Instead of words and pictures: a file that `kosmosg encode` wrote. Needs no more "
+            "of the model than U-Net and VAE. Twice, with --blend: what lies between two.",
+        ),
+    ] = None,
+    blend: Annotated[
+        float | None,
+        typer.Option(min=0, max=1, help="Share of the second of two conditions."),
+    ] = None,
+    batch: Annotated[
+        Path | None,
+        typer.Option(
+            help="Draw each line of a file: a JSON object with `output`, `prompt` (a list of texts "
+            'and {"picture": PATH}) and settings by the names of these options (`steps`, '
+            "`num_images`). Options hold where a line says nothing.",
+        ),
+    ] = None,
+    resume: Annotated[
+        bool,
+        typer.Option(
+            "--resume", help="Pass over what is there already, drawn with the same settings."
+        ),
+    ] = False,
+    dtype: Annotated[
+        Precision, typer.Option(help="Precision; float16 needs a GPU to be fast.")
+    ] = Precision.float32,
+    device: Device = "auto",
+    offload: Annotated[
+        bool,
+        typer.Option(
+            "--offload",
+            help="Encode first, then free the language model's memory before drawing.",
+        ),
+    ] = False,
 ) -> None:
     """Generate pictures from words and pictures.
 
@@ -101,180 +135,129 @@ def generate(
       kosmosg generate "a red creature in the snow"
       kosmosg generate "a creature" me.png "in the snow" -o snow.png
       kosmosg generate me.png "and" you.png "on the beach" -n 4 --seed 7
+      kosmosg generate --batch prompts.jsonl --resume
 
-    Each PNG carries its prompt, seed and settings, as JSON in its text. The paths of the files
-    written go to stdout.
+    Each PNG carries its prompt, seeds and settings, as JSON in its text: `kosmosg replay` draws it
+    again. The paths of the files written go to stdout.
     """  # noqa: D301 -- click's mark for text to be kept as it is
-    from kosmosg.cli.output import check_output, grid, png, write_files
+    let_threads_sleep()
+    from kosmosg import drawing, release
 
-    _let_threads_sleep()
-    words = read_parts(parts)
-    check_output(output, [part.path for part in words if isinstance(part, Picture)])
-    width, height = _parse_size(size)
-    _check_prompt(model, words, negative_prompt)
-    pipe = _load(model, scheduler)
-    first = random.SystemRandom().randrange(2**31) if seed is None else seed
-    seeds = [first + index for index in range(num_images)]
-    arguments = {
-        "num_inference_steps": _or(steps, pipe.generation_config.num_inference_steps),
-        "guidance_scale": _or(guidance_scale, pipe.generation_config.guidance_scale),
-        "width": _or(width, pipe.generation_config.width),
-        "height": _or(height, pipe.generation_config.height),
-        "negative_prompt": negative_prompt,
-    }
-    images = pipe(
-        [prompt_of(words)],
-        **arguments,
-        num_images_per_prompt=num_images,
-        generator=_generators(seeds),
-    ).images
-    note = _note(words, model, pipe, arguments)
-    if num_images == 1:
-        files = {output: png(images[0], note | {"seed": first})}
-    else:
-        files = {output: png(grid(images), note | {"seeds": seeds})}
-        for number, (image, own) in enumerate(zip(images, seeds, strict=True), start=1):
-            name = output.with_name(f"{output.stem}-{number}{output.suffix}")
-            files[name] = png(image, note | {"seed": own})
-    write_files(files)
-    for path in files:
-        print(path)
-    print(f"seed {first}", file=sys.stderr)
-
-
-@app.command()
-def caption(
-    picture: Annotated[str, typer.Argument(help="An image file.", show_default=False)],
-    model: Model = "nano",
-    max_words: Annotated[
-        int, typer.Option(min=1, max=256, help="Stop after so many word pieces.")
-    ] = 40,
-) -> None:
-    """Describe a picture in words.
-
-    \b
-    Example:
-      kosmosg caption me.png
-    """  # noqa: D301 -- click's mark for text to be kept as it is
-    _let_threads_sleep()
-    opened = open_picture(picture)
-
-    import torch
-
-    from kosmosg import release, sequence
-    from kosmosg.tokenizer import Tokenizer
-
-    directory = release.find(model)
-    release.read_generation_config(directory)
-    tokenizer = Tokenizer.from_pretrained(directory / "tokenizer")
-    mllm = _load_speaker(directory)
-    encoded = sequence.encode(
-        [opened.image],
-        tokenizer,
-        num_latents=mllm.config["num_latents"],
-        image_size=mllm.config["image_size"],
+    options = Options(
+        num_images=num_images,
+        seed=seed,
+        steps=steps,
+        guidance_scale=guidance_scale,
+        negative_prompt=negative_prompt,
+        scheduler=scheduler,
+        size=size,
+        condition=tuple(condition or ()),
+        blend=blend,
     )
-    with torch.no_grad():
-        ids = mllm.generate(
-            sequence.collate([encoded], pad_id=tokenizer.pad_id),
-            max_new_tokens=max_words,
-            eos_id=tokenizer.eos_id,
-        )
-    print(tokenizer.decode(ids[0].tolist()))
-
-
-def _let_threads_sleep() -> None:
-    """Have torch's idle threads sleep, not spin; to be called before torch is imported.
-
-    Where other programs want the cores too, spinning threads made a picture of seconds take
-    minutes (2 cores, 10 busy processes: over 200 s against 5 s).
-    """
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-
-
-def _load_speaker(directory: Path) -> "MLLM":
-    """Return the MLLM that last learnt to predict words: stage 3 teaches it to paint instead."""
-    from kosmosg import release
-    from kosmosg.model.mllm import MLLM
-
-    home = directory / "stage2"
-    if not (home / "mllm").is_dir():
-        home = directory
-    release.check_part(home, "mllm")
-    mllm = MLLM.from_pretrained(home / "mllm", local_files_only=True).float()
-    release.check_weights(home, {"mllm": mllm.state_dict()})
-    return mllm
-
-
-def _parse_size(size: str | None) -> tuple[int | None, int | None]:
-    if size is None:
-        return None, None
-    match = re.fullmatch(r"(\d{1,5})(?:[xX](\d{1,5}))?", size)
-    if match is None:
-        raise ConfigError(f"--size is {size!r}; give a side such as 64, or WIDTHxHEIGHT")
-    width, height = int(match[1]), int(match[2] or match[1])
-    if max(width, height) > MAX_SIDE:
-        raise ConfigError(f"--size is {size!r}; a side has at most {MAX_SIDE} pixels")
-    return width, height
-
-
-def _check_prompt(model: str, words: Sequence[str | Picture], negative_prompt: str | None) -> None:
-    """Refuse a bad prompt before the seconds that loading a model takes."""
-    from kosmosg import release
-    from kosmosg.prompts import check_prompt, check_words
-    from kosmosg.tokenizer import Tokenizer
-
+    if batch is None:
+        jobs = [job_of(parts or (), output, options)]
+    elif parts:
+        raise ConfigError("give words and pictures, or --batch, and not both")
+    else:
+        jobs = read_jobs(batch, options)
     directory = release.find(model)
-    max_pictures = release.read_generation_config(directory).max_pictures
-    tokenizer = Tokenizer.from_pretrained(directory / "tokenizer")
-    check_prompt(prompt_of(words), tokenizer, max_pictures=max_pictures)
-    check_words([negative_prompt or ""], tokenizer)
+    for job in jobs:
+        with located(job.where):
+            check_job(job, directory)
+    hide_loading_bars()
+    load: dict[str, Any] = {
+        "dtype": dtype.value,
+        "device": drawing.find_device() if device == "auto" else device,
+    }
+    pipe = drawing.load(
+        directory,
+        **load,
+        encoder=any(not job.options.condition for job in jobs),
+    )
+    for job in jobs:
+        with located(job.where):
+            drawing.check(pipe, drawing_of(job, directory))
+    if resume:
+        jobs = [job for job in jobs if not _is_there(job, pipe, directory, load)]
+    _draw_all(jobs, pipe, directory, load, offload=offload)
+    if batch is None and jobs:
+        print(f"seed {jobs[0].seed}", file=sys.stderr)
 
 
-def _load(model: str, scheduler: Sampler | None) -> "KosmosGPipeline":
-    from diffusers.utils import logging
-
-    from kosmosg.model.image_decoder import scheduler as named_scheduler
-    from kosmosg.pipeline import KosmosGPipeline
-
-    logging.disable_progress_bar()
-    pipe = KosmosGPipeline.from_pretrained(model)
-    pipe.set_progress_bar_config(disable=None, desc="denoising")  # None: only on a terminal
-    if scheduler is not None:
-        pipe.scheduler = named_scheduler(scheduler.value)
-    return pipe
-
-
-def _generators(seeds: Sequence[int]) -> list[Any]:
-    import torch
-
-    return [torch.Generator().manual_seed(seed) for seed in seeds]
-
-
-def _note(
-    words: Sequence[str | Picture],
-    model: str,
+def _draw_all(
+    jobs: Sequence[Job],
     pipe: "KosmosGPipeline",
-    arguments: dict[str, Any],
-) -> dict[str, Any]:
-    """Return what the PNG says about how it was made; of pictures the name, not the path."""
-    from importlib.metadata import version
+    directory: Path,
+    load: dict[str, Any],
+    *,
+    offload: bool,
+) -> None:
+    """Draw and write one job after another; Ctrl-C leaves those that are done."""
+    from tqdm import tqdm
 
-    from kosmosg.pipeline import sampler_name
+    from kosmosg import drawing
+    from kosmosg.cli.output import write_files
 
-    prompt = [
-        {"picture": part.path.name, "sha256": part.sha256} if isinstance(part, Picture) else part
-        for part in words
-    ]
+    alone = len(jobs) == 1
+    # disable=None: a bar on a terminal only.
+    pipe.set_progress_bar_config(disable=None if alone else True, desc="denoising")
+    encoded = {}
+    if offload:
+        for job in jobs:
+            if not job.options.condition:
+                prompt = drawing_of(job, directory).prompt
+                encoded[job] = drawing.encode(pipe, prompt, job.options.negative_prompt)
+        drawing.free_encoder(pipe)
+    done = 0
+    try:
+        for job in tqdm(jobs, desc="pictures", disable=True if alone else None):
+            with located(job.where):
+                drawn = drawing_of(job, directory)
+                images = drawing.draw(
+                    pipe,
+                    drawn.prompt,
+                    seeds=drawn.seeds,
+                    encoded=encoded.get(job),
+                    **drawn.arguments,
+                )
+            files = _files(job, images, pipe, drawn, directory, load)
+            write_files(files)
+            done += 1
+            for path in files:
+                print(path, flush=True)
+    except KeyboardInterrupt:
+        if alone:
+            raise
+        print(
+            f"kosmosg: stopped by Ctrl-C with {done} of {len(jobs)} done; "
+            "the same command with --resume draws the rest",
+            file=sys.stderr,
+        )
+        raise typer.Exit(130) from None
+
+
+def _files(
+    job: Job,
+    images: "Sequence[Image.Image]",
+    pipe: "KosmosGPipeline",
+    drawn: "Drawing",
+    directory: Path,
+    load: dict[str, Any],
+) -> dict[Path, bytes]:
+    """Return what to write: the picture, or a sheet of all and each by itself."""
+    from kosmosg import drawing
+
+    several = len(images) > 1
+    pictures = [drawing.sheet(images), *images] if several else images
+    indices = [None, *range(len(images))] if several else [0]
     return {
-        "prompt": prompt,
-        **arguments,
-        "scheduler": sampler_name(pipe.scheduler),
-        "model": Path(model).resolve().name,
-        "format_version": pipe.generation_config.format_version,
-        "kosmosg": version("kosmosg"),
+        path: png(image, drawing.note(pipe, drawn, model=directory, load=load, index=index))
+        for path, image, index in zip(outputs(job), pictures, indices, strict=True)
     }
 
 
-def _or(given: Any, otherwise: Any) -> Any:  # noqa: ANN401 -- two values of one type
-    return otherwise if given is None else given
+def _is_there(job: Job, pipe: "KosmosGPipeline", directory: Path, load: dict[str, Any]) -> bool:
+    from kosmosg import drawing
+
+    drawn = drawing_of(job, directory)
+    return is_done(job, drawing.note(pipe, drawn, model=directory, load=load, index=None))
