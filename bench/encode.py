@@ -123,7 +123,7 @@ class Recorder(TorchDispatchMode):
         super().__init__()
         self.products: list[Product] = []
 
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # noqa: ANN001
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # noqa: ANN001, ANN204
         """Run the operation, and note it if it is a product."""
         result = func(*args, **(kwargs or {}))
         aten = torch.ops.aten
