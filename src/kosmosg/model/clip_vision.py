@@ -3,7 +3,29 @@
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
-from transformers import CLIPVisionConfig, CLIPVisionModel
+from transformers import AttentionInterface, CLIPVisionConfig, CLIPVisionModel
+
+from kosmosg.model.magneto import attend
+
+ATTENTION = "kosmosg"
+
+
+def _attend(
+    _: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    *,
+    dropout: float = 0.0,
+    **__: object,
+) -> tuple[Tensor, None]:
+    """Return what transformers asks of an attention, from the one that all parts share."""
+    assert attention_mask is None
+    return attend(query, key, value, dropout=dropout).transpose(1, 2), None
+
+
+AttentionInterface.register(ATTENTION, _attend)
 
 
 class ClipVision(nn.Module):
@@ -33,6 +55,7 @@ class ClipVision(nn.Module):
                 image_size=image_size,
                 patch_size=patch_size,
                 hidden_act="quick_gelu",
+                attn_implementation=ATTENTION,  # pyright: ignore[reportCallIssue]
             )
         )
 

@@ -14,6 +14,8 @@ from einops import rearrange
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
+# Of one attention: 256 MiB in float32. More, as dozens of pictures have, go to the fused kernel.
+MAX_SCORES = 2**26
 Hidden = Float[Tensor, "batch seq hidden"]
 Heads = Float[Tensor, "batch heads seq head_dim"]
 
@@ -80,19 +82,40 @@ def attend(
         mask: True where a key is seen; not together with `causal`.
 
     Source:
-        NUMERICS section 4.1: both ways are one function, but dropout draws differ. Learning on a
-        CPU, plain products are faster than the backward pass of the fused kernel (NANO section 1).
+        NUMERICS section 4.1: both ways are one function, but dropout draws differ. On a CPU plain
+        products are faster than the fused kernel, learning (NANO section 1) and reading
+        (bench/encode.py), as long as all scores fit a moderate piece of memory.
     """
-    if query.device.type != "cpu" or not query.requires_grad:
-        return F.scaled_dot_product_attention(
-            query, key, value, attn_mask=mask, dropout_p=dropout, is_causal=causal
-        )
-    scores = query * query.shape[-1] ** -0.5 @ key.transpose(-1, -2)
+    num_scores = query.shape[:3].numel() * key.shape[2]
+    if query.device.type == "cpu" and num_scores <= MAX_SCORES:
+        return _attend_by_products(query, key, value, mask=mask, causal=causal, dropout=dropout)
+    return F.scaled_dot_product_attention(
+        query, key, value, attn_mask=mask, dropout_p=dropout, is_causal=causal
+    )
+
+
+def _attend_by_products(
+    query: Heads,
+    key: Float[Tensor, "batch heads keys head_dim"],
+    value: Float[Tensor, "batch heads keys head_dim"],
+    *,
+    mask: Bool[Tensor, "#batch 1 #seq keys"] | None,
+    causal: bool,
+    dropout: float,
+) -> Heads:
+    """Return what `attend` does, as two batched products that need no transposed copies."""
+    batch, heads, seq, head_dim = query.shape
+    flat_query, flat_key, flat_value = (part.flatten(0, 1) for part in (query, key, value))
     if causal:
-        mask = causal_mask(scores.shape[-2], scores.shape[-1], scores.device)
+        mask = causal_mask(seq, key.shape[2], query.device)
+    hidden = query.new_zeros(1)
     if mask is not None:
-        scores = scores + torch.zeros_like(mask, dtype=scores.dtype).masked_fill(~mask, -math.inf)
-    return F.dropout(scores.softmax(-1), dropout) @ value
+        hidden = torch.zeros_like(mask, dtype=query.dtype).masked_fill(~mask, -math.inf)
+        each = len(mask) > 1
+        hidden = hidden.expand(-1, heads, -1, -1).flatten(0, 1) if each else hidden[0]
+    scores = torch.baddbmm(hidden, flat_query, flat_key.transpose(1, 2), alpha=head_dim**-0.5)
+    weights = F.dropout(scores.softmax(-1), dropout)
+    return (weights @ flat_value).unflatten(0, (batch, heads))
 
 
 def causal_mask(num_queries: int, num_keys: int, device: torch.device) -> Bool[Tensor, "1 1 q k"]:
@@ -118,7 +141,7 @@ class Attention(nn.Module):
 
     def forward(
         self,
-        hidden_states: Hidden,
+        hidden_states: Float[Tensor, "_rows seq hidden"],
         memory: Float[Tensor, "batch keys hidden"] | None = None,
         *,
         mask: Bool[Tensor, "#batch 1 #seq keys"] | None = None,
@@ -126,7 +149,10 @@ class Attention(nn.Module):
         rotation: Rotation | None = None,
         cache: KeyValueCache | None = None,
     ) -> Hidden:
-        """Return what each position gathers from `memory` (None: from its own sequence)."""
+        """Return what each position gathers from `memory` (None: from its own sequence).
+
+        One row of positions may read many memories; its queries are then made once.
+        """
         memory = hidden_states if memory is None else memory
         query = self._heads(self.q_proj(hidden_states))
         key, value = self._heads(self.k_proj(memory)), self._heads(self.v_proj(memory))
@@ -135,6 +161,7 @@ class Attention(nn.Module):
         if cache is not None:
             key, value = cache.extend(key, value)
         dropout = self.dropout if self.training else 0.0
+        query = query.expand(len(key), -1, -1, -1)
         gathered = attend(query, key, value, mask=mask, causal=causal, dropout=dropout)
         gathered = rearrange(gathered, "batch heads seq head_dim -> batch seq (heads head_dim)")
         return self.out_proj(self.inner_layer_norm(gathered))

@@ -48,9 +48,10 @@ class Resampler(nn.Module):
     ) -> Float[Tensor, "images latents hidden"]:
         """Return what the language model reads in the slots of each picture."""
         features = self.project(features)
-        latents = self.latents.to(features.dtype).expand(features.shape[0], -1, -1)
+        shared = self.latents.to(features.dtype)[None]
+        latents = shared.expand(len(features), -1, -1)
         if self.num_layers == 0:
-            return self.attention(latents, torch.cat([features, latents], 1))
+            return self.attention(shared, torch.cat([features, latents], 1))
         for layer in self.layers:
             latents = layer(latents, features)
         return self.layer_norm(latents)

@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
+from kosmosg.model import magneto
 from kosmosg.model.magneto import (
     Attention,
     FeedForward,
@@ -24,15 +25,30 @@ def heads(*shape: int, seed: int = 0) -> Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
 
 
-@pytest.mark.parametrize(("causal", "masked"), [(False, False), (True, False), (False, True)])
-def test_learning_and_looking_compute_the_same(causal: bool, masked: bool) -> None:
+@pytest.mark.parametrize(("mask_rows", "causal"), [(0, False), (0, True), (1, False), (2, False)])
+def test_products_and_the_fused_kernel_compute_the_same(
+    mask_rows: int, causal: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     query, key, value = (heads(2, 3, 5, 8, seed=seed) for seed in range(3))
     mask = torch.tensor([[True] * 5, [True, True, True, False, False]])[:, None, None, :]
-    options = {"mask": mask if masked else None, "causal": causal}
-    fused = attend(query, key, value, **options)
-    plain = attend(query.requires_grad_(), key, value, **options)
-    assert plain.requires_grad
-    torch.testing.assert_close(fused, plain, atol=1e-6, rtol=0)
+    options = {"mask": mask[-mask_rows:] if mask_rows else None, "causal": causal}
+    products = attend(query, key, value, **options)
+    monkeypatch.setattr(magneto, "MAX_SCORES", 2 * 3 * 5 * 5 - 1)
+    calls = []
+    fused = F.scaled_dot_product_attention
+    monkeypatch.setattr(
+        F, "scaled_dot_product_attention", lambda *a, **k: calls.append(1) or fused(*a, **k)
+    )
+    torch.testing.assert_close(attend(query, key, value, **options), products, atol=1e-6, rtol=0)
+    assert calls == [1]
+
+
+def test_one_row_of_queries_reads_many_memories() -> None:
+    torch.manual_seed(0)
+    attention = Attention(8, 2, inner_norm=False)
+    queries, memory = heads(1, 3, 8), heads(4, 5, 8, seed=1)
+    expected = attention(queries.expand(4, -1, -1), memory)
+    torch.testing.assert_close(attention(queries, memory), expected)
 
 
 def test_attention_is_softmax_of_scaled_products() -> None:

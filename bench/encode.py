@@ -1,0 +1,272 @@
+"""How long does encoding a prompt take at full size, and how far is that from the machine's limit?
+
+    python bench/encode.py [--dtype float32 bfloat16] [--threads 2] [--repeats 7]
+
+Random weights of the released sizes (1.9B); each dtype in a process of its own. The floor is the
+sum over all matrix products of max(bytes of the weight / read bandwidth, FLOPs / rate of that very
+product with its operands in cache), both measured in the same run; everything else (norms, GELU,
+softmax, copies) is what the ratio shows. Prints a table and writes outputs/bench-encode.json.
+"""
+
+import argparse
+import json
+import statistics
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from time import perf_counter
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from kosmosg.model.alignernet import AlignerNet
+from kosmosg.model.kosmosg import KosmosG
+from kosmosg.model.mllm import MLLM
+from kosmosg.sequence import Batch
+
+# Seconds of the original code on a quiet machine of this kind, 2 threads (issue B).
+ORIGINAL = {
+    ("float32", "20 words"): 1.03,
+    ("float32", "2 pictures, 178 positions"): 3.83,
+    ("bfloat16", "20 words"): 0.48,
+    ("bfloat16", "2 pictures, 178 positions"): 1.13,
+}
+IMAGE, END_IMAGE, SLOTS = 64003, 64004, 64
+
+
+@dataclass(frozen=True)
+class Product:
+    """One matrix product: `rows` x `inner` times `inner` x `columns`, `count` times alike."""
+
+    rows: int
+    inner: int
+    columns: int
+    count: int = 1
+    stored: bool = True  # its second operand is a weight, read from memory once
+
+    @property
+    def flops(self) -> int:
+        """Multiplications and additions, all of them."""
+        return 2 * self.rows * self.inner * self.columns * self.count
+
+
+def build(dtype: torch.dtype) -> KosmosG:
+    """Return the released sizes with random weights, made in place: no second copy in memory."""
+    with torch.device("meta"):
+        model = KosmosG(MLLM(), AlignerNet()).to(dtype)
+    model = model.to_empty(device="cpu").eval().requires_grad_(False)
+    generator = torch.Generator().manual_seed(0)
+    for name, parameter in model.named_parameters():
+        if parameter.ndim == 1:
+            parameter.fill_(1.0 if "norm" in name and name.endswith("weight") else 0.0)
+        else:
+            parameter.normal_(std=parameter[0].numel() ** -0.5, generator=generator)
+    for name, buffer in model.named_buffers():
+        assert name.endswith("position_ids"), name
+        buffer.copy_(torch.arange(buffer.numel()).view_as(buffer))
+    return model
+
+
+def prompt(num_pictures: int, num_words: int, dtype: torch.dtype) -> Batch:
+    """Return a prompt of `<s>`, pictures and words."""
+    ids = [0, *([IMAGE] * (1 + SLOTS) + [END_IMAGE]) * num_pictures, *range(100, 100 + num_words)]
+    slots = [False, *([False] + [True] * SLOTS + [False]) * num_pictures, *[False] * num_words]
+    pixels = torch.randn(num_pictures, 3, 224, 224).to(dtype) if num_pictures else None
+    return Batch(
+        input_ids=torch.tensor([ids]),
+        attention_mask=torch.ones(1, len(ids), dtype=torch.bool),
+        image_mask=torch.tensor([slots]),
+        pixel_values=pixels,
+    )
+
+
+def seconds(work: Callable[[], object], repeats: int) -> float:
+    """Return the median time of a call, after one that does not count."""
+    work()
+    times = []
+    for _ in range(repeats):
+        began = perf_counter()
+        work()
+        times.append(perf_counter() - began)
+    return statistics.median(times)
+
+
+def parts(model: KosmosG, batch: Batch) -> dict[str, tuple[nn.Module, Callable[[], Tensor]]]:
+    """Return what encoding consists of: each part's module and a call of it alone."""
+    mllm, found = model.mllm, {}
+    image_features = None
+    if batch.pixel_values is not None:
+        patches = mllm.vision(batch.pixel_values)
+        image_features = mllm.resampler(patches)
+        found["ViT"] = (mllm.vision, lambda: mllm.vision(batch.pixel_values))
+        found["resampler"] = (mllm.resampler, lambda: mllm.resampler(patches))
+
+    def speak() -> Tensor:
+        return mllm(
+            batch.input_ids, batch.attention_mask, batch.image_mask, image_features=image_features
+        )
+
+    states = speak()
+    found["MLLM"] = (mllm.layers, speak)
+    found["M"] = (model.aligner, lambda: model.aligner(states, batch.attention_mask))
+    return found
+
+
+class Recorder(TorchDispatchMode):
+    """Notes the shape of every matrix product that runs meanwhile."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.products: list[Product] = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # noqa: ANN001, ANN204
+        """Run the operation, and note it if it is a product."""
+        result = func(*args, **(kwargs or {}))
+        aten = torch.ops.aten
+        if func.overloadpacket in (aten.addmm, aten.mm):
+            left, right = args[-2:]
+            self.products.append(Product(len(left), len(right), right.shape[1]))
+        elif func.overloadpacket in (aten.bmm, aten.baddbmm):
+            left, right = args[-2:]
+            count, rows, inner = left.shape
+            self.products.append(Product(rows, inner, right.shape[2], count, stored=False))
+        elif func.overloadpacket is aten.convolution:
+            weight = args[1]
+            positions = result[:, 0].numel()
+            self.products.append(Product(positions, weight[0].numel(), len(weight)))
+        elif "attention" in func.name():
+            raise RuntimeError(f"{func.name()} is not counted; raise magneto.MAX_SCORES")
+        return result
+
+
+class Limits:
+    """The machine's rates, measured where they are first asked for."""
+
+    def __init__(self, dtype: torch.dtype, repeats: int) -> None:
+        self.dtype, self.repeats = dtype, repeats
+        self._times: dict[tuple[int, int, int, int], float] = {}
+        data = torch.ones(2**28)  # 1 GiB
+        best = min(seconds(data.sum, 1) for _ in range(repeats))
+        self.bandwidth = data.nbytes / best
+
+    def floor(self, product: Product) -> float:
+        """Return the least seconds of a product."""
+        shape = (product.rows, product.inner, product.columns, product.count)
+        if shape not in self._times:
+            self._times[shape] = self._measure(product)
+        stored = product.inner * product.columns * self.dtype.itemsize if product.stored else 0
+        return max(stored / self.bandwidth, self._times[shape])
+
+    def _measure(self, product: Product) -> float:
+        left = torch.randn(product.count, product.rows, product.inner).to(self.dtype)
+        right = torch.randn(product.count, product.columns, product.inner).to(self.dtype)
+        if product.count == 1:
+            multiply = lambda: F.linear(left[0], right[0])  # noqa: E731
+        else:
+            multiply = lambda: left @ right.transpose(1, 2)  # noqa: E731
+        return min(seconds(multiply, 3) for _ in range(self.repeats))
+
+
+def peak_bytes(work: Callable[[], object]) -> int:
+    """Return the most memory this process holds during the work (Linux)."""
+    Path("/proc/self/clear_refs").write_text("5")
+    work()
+    status = Path("/proc/self/status").read_text().split()
+    return int(status[status.index("VmHWM:") + 1]) * 1024
+
+
+def measure(dtype_name: str, repeats: int) -> list[dict[str, object]]:
+    """Return a row for each prompt and part."""
+    dtype = getattr(torch, dtype_name)
+    began = perf_counter()
+    model = build(dtype)
+    weights = sum(p.numel() * p.element_size() for p in model.parameters())
+    print(f"{dtype_name}: weights made in {perf_counter() - began:.0f} s", file=sys.stderr)
+    limits = Limits(dtype, repeats)
+    rows: list[dict[str, object]] = []
+    for name, num_pictures, num_words in (
+        ("20 words", 0, 19),
+        ("2 pictures, 178 positions", 2, 45),
+    ):
+        batch = prompt(num_pictures, num_words, dtype)
+        total_floor = 0.0
+        for part, (_, work) in parts(model, batch).items():
+            with Recorder() as recorder:
+                work()
+            products = recorder.products
+            floor = sum(limits.floor(product) for product in products)
+            total_floor += floor
+            flops = sum(product.flops for product in products)
+            rows.append(_row(dtype_name, name, part, seconds(work, repeats), floor, flops))
+        peak = peak_bytes(lambda batch=batch: model.encode(batch))
+        whole = seconds(lambda batch=batch: model.encode(batch), repeats)
+        total = sum(int(str(row["gflop"])) for row in rows if row["prompt"] == name)
+        rows.append(
+            _row(dtype_name, name, "whole", whole, total_floor, total * 10**9)
+            | {
+                "original_s": ORIGINAL[dtype_name, name],
+                "of_original": round(whole / ORIGINAL[dtype_name, name], 3),
+                "peak_over_weights": round(peak / weights, 3),
+                "bandwidth_gb_s": round(limits.bandwidth / 1e9, 1),
+            }
+        )
+    return rows
+
+
+def _row(
+    dtype: str, prompt: str, part: str, taken: float, floor: float, flops: int
+) -> dict[str, object]:
+    return {
+        "dtype": dtype,
+        "prompt": prompt,
+        "part": part,
+        "seconds": round(taken, 4),
+        "floor_s": round(floor, 4),
+        "of_floor": round(taken / floor, 3),
+        "gflop": round(flops / 1e9),
+    }
+
+
+def main() -> None:
+    """Measure each dtype in a process of its own and print one table."""
+    parser = argparse.ArgumentParser(
+        description="Encoding at full size against the machine's limit."
+    )
+    parser.add_argument("--dtype", nargs="+", default=["float32", "bfloat16"])
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--repeats", type=int, default=7)
+    parser.add_argument("--child", action="store_true", help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    if options.child:
+        with torch.no_grad():
+            print(json.dumps(measure(options.dtype[0], options.repeats)))
+        return
+    rows = []
+    for dtype in options.dtype:
+        words = ["--child", "--dtype", dtype, "--threads", str(options.threads)]
+        command = [sys.executable, __file__, *words, "--repeats", str(options.repeats)]
+        rows += json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE).stdout)
+    print(f"{'dtype':10}{'prompt':27}{'part':11}{'seconds':>9}{'floor':>9}{'ratio':>7}{'GFLOP':>7}")
+    for row in rows:
+        print(
+            f"{row['dtype']:10}{row['prompt']:27}{row['part']:11}{row['seconds']:9.3f}"
+            f"{row['floor_s']:9.3f}{row['of_floor']:7.2f}{row['gflop']:7}"
+        )
+        if row["part"] == "whole":
+            print(
+                f"{'':37}{row['of_original']:.2f} of the original's {row['original_s']} s; peak "
+                f"memory {row['peak_over_weights']:.3f} of the weights; "
+                f"reads {row['bandwidth_gb_s']} GB/s"
+            )
+    out = Path("outputs") / "bench-encode.json"
+    out.parent.mkdir(exist_ok=True)
+    out.write_text(json.dumps(rows, indent=2) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
