@@ -1,48 +1,28 @@
-"""`kosmosg generate` and `kosmosg caption`: pictures from prompts, words from pictures."""
+"""`kosmosg generate`: pictures from prompts."""
 
-import os
 import random
-import re
 import sys
 from collections.abc import Sequence
-from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from kosmosg.cli.prompt import Picture, open_picture, prompt_of, read_parts
-from kosmosg.errors import ConfigError
+from kosmosg.cli.options import (
+    Model,
+    Options,
+    Parts,
+    Sampler,
+    arguments,
+    let_threads_sleep,
+    parse_size,
+)
+from kosmosg.cli.prompt import Picture, prompt_of, read_parts
 
 if TYPE_CHECKING:
-    from kosmosg.model.mllm import MLLM
     from kosmosg.pipeline import KosmosGPipeline
 
-MAX_SIDE = 2048
-
 app = typer.Typer()
-
-Parts = Annotated[
-    list[str],
-    typer.Argument(
-        metavar="WORDS-AND-PICTURES",
-        help="In the order in which the model reads them. The name of an image file is a picture, "
-        "anything else is words.",
-        show_default=False,
-    ),
-]
-Model = Annotated[
-    str,
-    typer.Option(help="nano, the model that ships with kosmosg, or a directory with a model."),
-]
-
-
-class Sampler(StrEnum):
-    """The samplers of the released demo, for `--scheduler`."""
-
-    dpms = "dpms"
-    ddim = "ddim"
-    pndm = "pndm"
 
 
 @app.command()
@@ -105,117 +85,46 @@ def generate(
     Each PNG carries its prompt, seed and settings, as JSON in its text. The paths of the files
     written go to stdout.
     """  # noqa: D301 -- click's mark for text to be kept as it is
-    from kosmosg.cli.output import check_output, grid, png, write_files
+    from kosmosg.cli.output import check_output, write_files
 
-    _let_threads_sleep()
+    let_threads_sleep()
     words = read_parts(parts)
     check_output(output, [part.path for part in words if isinstance(part, Picture)])
-    width, height = _parse_size(size)
+    parse_size(size)
     _check_prompt(model, words, negative_prompt)
     pipe = _load(model, scheduler)
+    options = Options(
+        steps=steps, guidance_scale=guidance_scale, negative_prompt=negative_prompt, size=size
+    )
+    settings = arguments(options, pipe.generation_config)
     first = random.SystemRandom().randrange(2**31) if seed is None else seed
     seeds = [first + index for index in range(num_images)]
-    arguments = {
-        "num_inference_steps": _or(steps, pipe.generation_config.num_inference_steps),
-        "guidance_scale": _or(guidance_scale, pipe.generation_config.guidance_scale),
-        "width": _or(width, pipe.generation_config.width),
-        "height": _or(height, pipe.generation_config.height),
-        "negative_prompt": negative_prompt,
-    }
     images = pipe(
         [prompt_of(words)],
-        **arguments,
+        **settings,
         num_images_per_prompt=num_images,
         generator=_generators(seeds),
     ).images
-    note = _note(words, model, pipe, arguments)
-    if num_images == 1:
-        files = {output: png(images[0], note | {"seed": first})}
-    else:
-        files = {output: png(grid(images), note | {"seeds": seeds})}
-        for number, (image, own) in enumerate(zip(images, seeds, strict=True), start=1):
-            name = output.with_name(f"{output.stem}-{number}{output.suffix}")
-            files[name] = png(image, note | {"seed": own})
+    files = _files(output, images, seeds, _note(words, model, pipe, settings))
     write_files(files)
     for path in files:
         print(path)
     print(f"seed {first}", file=sys.stderr)
 
 
-@app.command()
-def caption(
-    picture: Annotated[str, typer.Argument(help="An image file.", show_default=False)],
-    model: Model = "nano",
-    max_words: Annotated[
-        int, typer.Option(min=1, max=256, help="Stop after so many word pieces.")
-    ] = 40,
-) -> None:
-    """Describe a picture in words.
+def _files(
+    output: Path, images: Sequence[Any], seeds: Sequence[int], note: dict[str, Any]
+) -> dict[Path, bytes]:
+    """Return what to write: the picture, or a sheet of all and each by itself."""
+    from kosmosg.cli.output import grid, png
 
-    \b
-    Example:
-      kosmosg caption me.png
-    """  # noqa: D301 -- click's mark for text to be kept as it is
-    _let_threads_sleep()
-    opened = open_picture(picture)
-
-    import torch
-
-    from kosmosg import release, sequence
-    from kosmosg.tokenizer import Tokenizer
-
-    directory = release.find(model)
-    release.read_generation_config(directory)
-    tokenizer = Tokenizer.from_pretrained(directory / "tokenizer")
-    mllm = _load_speaker(directory)
-    encoded = sequence.encode(
-        [opened.image],
-        tokenizer,
-        num_latents=mllm.config["num_latents"],
-        image_size=mllm.config["image_size"],
-    )
-    with torch.no_grad():
-        ids = mllm.generate(
-            sequence.collate([encoded], pad_id=tokenizer.pad_id),
-            max_new_tokens=max_words,
-            eos_id=tokenizer.eos_id,
-        )
-    print(tokenizer.decode(ids[0].tolist()))
-
-
-def _let_threads_sleep() -> None:
-    """Have torch's idle threads sleep, not spin; to be called before torch is imported.
-
-    Where other programs want the cores too, spinning threads made a picture of seconds take
-    minutes (2 cores, 10 busy processes: over 200 s against 5 s).
-    """
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-
-
-def _load_speaker(directory: Path) -> "MLLM":
-    """Return the MLLM that last learnt to predict words: stage 3 teaches it to paint instead."""
-    from kosmosg import release
-    from kosmosg.model.mllm import MLLM
-
-    home = directory / "stage2"
-    if not (home / "mllm").is_dir():
-        home = directory
-    release.check_part(home, "mllm")
-    mllm = MLLM.from_pretrained(home / "mllm", local_files_only=True).float()
-    release.check_weights(home, {"mllm": mllm.state_dict()})
-    return mllm
-
-
-def _parse_size(size: str | None) -> tuple[int | None, int | None]:
-    if size is None:
-        return None, None
-    match = re.fullmatch(r"(\d{1,5})(?:[xX](\d{1,5}))?", size)
-    if match is None:
-        raise ConfigError(f"--size is {size!r}; give a side such as 64, or WIDTHxHEIGHT")
-    width, height = int(match[1]), int(match[2] or match[1])
-    if max(width, height) > MAX_SIDE:
-        raise ConfigError(f"--size is {size!r}; a side has at most {MAX_SIDE} pixels")
-    return width, height
+    if len(images) == 1:
+        return {output: png(images[0], note | {"seed": seeds[0]})}
+    files = {output: png(grid(images), note | {"seeds": list(seeds)})}
+    for number, (image, own) in enumerate(zip(images, seeds, strict=True), start=1):
+        name = output.with_name(f"{output.stem}-{number}{output.suffix}")
+        files[name] = png(image, note | {"seed": own})
+    return files
 
 
 def _check_prompt(model: str, words: Sequence[str | Picture], negative_prompt: str | None) -> None:
@@ -274,7 +183,3 @@ def _note(
         "format_version": pipe.generation_config.format_version,
         "kosmosg": version("kosmosg"),
     }
-
-
-def _or(given: Any, otherwise: Any) -> Any:  # noqa: ANN401 -- two values of one type
-    return otherwise if given is None else given

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from kosmosg.cli.generate import Model, Parts
+from kosmosg.cli.options import Model, Parts
 from kosmosg.cli.prompt import Picture, prompt_of, read_parts
 
 if TYPE_CHECKING:
