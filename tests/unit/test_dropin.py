@@ -1,4 +1,4 @@
-"""What `encode_prompt` returns drives diffusers' own pipelines for Stable Diffusion 1.5, unchanged."""
+"""What `encode_prompt` returns drives the pipelines that diffusers has for Stable Diffusion 1.5."""
 
 from collections.abc import Callable
 from typing import Any
@@ -29,7 +29,7 @@ from PIL import Image
 from kosmosg.pipeline import KosmosGPipeline
 from toys.model import EMBED_DIM, SIZE, toy_picture, toy_pipeline
 
-# What a pipeline of Stable Diffusion has beside the U-Net, the VAE and the sampler; embeds need none.
+# What Stable Diffusion has beside U-Net, VAE and sampler; embeds need none of it.
 WITHOUT_TEXT: dict[str, Any] = {
     "text_encoder": None,
     "tokenizer": None,
@@ -139,7 +139,12 @@ def t2i_adapter(pipe: KosmosGPipeline) -> Any:
 
 def two_t2i_adapters(pipe: KosmosGPipeline) -> Any:
     tool = from_pipe(StableDiffusionAdapterPipeline, pipe, adapter=MultiAdapter([t2i(), t2i()]))
-    return tool, {"image": [picture(), picture(6)], "height": SIZE, "width": SIZE}
+    return tool, {
+        "image": [picture(), picture(6)],
+        "adapter_conditioning_scale": [0.5, 0.5],
+        "height": SIZE,
+        "width": SIZE,
+    }
 
 
 def ip_adapter(pipe: KosmosGPipeline) -> Any:

@@ -129,8 +129,8 @@ def _files(
 
 def _check_prompt(model: str, words: Sequence[str | Picture], negative_prompt: str | None) -> None:
     """Refuse a bad prompt before the seconds that loading a model takes."""
-    from kosmosg import release
-    from kosmosg.prompts import check_prompt, check_words
+    from kosmosg import release, sequence
+    from kosmosg.prompts import check_length, check_prompt, check_words
     from kosmosg.tokenizer import Tokenizer
 
     directory = release.find(model)
@@ -138,6 +138,10 @@ def _check_prompt(model: str, words: Sequence[str | Picture], negative_prompt: s
     tokenizer = Tokenizer.from_pretrained(directory / "tokenizer")
     check_prompt(prompt_of(words), tokenizer, max_pictures=max_pictures)
     check_words([negative_prompt or ""], tokenizer)
+    sizes = release.read_sizes(directory)
+    for prompt in (prompt_of(words), [negative_prompt or ""]):
+        length = sequence.length(prompt, tokenizer, num_latents=sizes.num_latents)
+        check_length(length, sizes.max_length)
 
 
 def _load(model: str, scheduler: Sampler | None) -> "KosmosGPipeline":
