@@ -8,6 +8,16 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from kosmosg.cli.canvas import (
+    Canny,
+    ControlImages,
+    ControlNets,
+    InitImage,
+    Mask,
+    Strength,
+    open_canvas,
+    painter,
+)
 from kosmosg.cli.options import (
     Model,
     Options,
@@ -73,6 +83,12 @@ def generate(
             metavar="N or WxH", help="Of a picture, in pixels.", show_default="the model's own"
         ),
     ] = None,
+    init_image: InitImage = None,
+    strength: Strength = None,
+    mask: Mask = None,
+    controlnets: ControlNets = None,
+    control_images: ControlImages = None,
+    canny: Canny = False,
 ) -> None:
     """Generate pictures from words and pictures.
 
@@ -81,6 +97,7 @@ def generate(
       kosmosg generate "a red creature in the snow"
       kosmosg generate "a creature" me.png "in the snow" -o snow.png
       kosmosg generate me.png "and" you.png "on the beach" -n 4 --seed 7
+      kosmosg generate me.png "at night" --init-image photo.png --mask mask.png
 
     Each PNG carries its prompt, seed and settings, as JSON in its text. The paths of the files
     written go to stdout.
@@ -89,7 +106,17 @@ def generate(
 
     let_threads_sleep()
     words = read_parts(parts)
-    check_output(output, [part.path for part in words if isinstance(part, Picture)])
+    canvas = open_canvas(
+        init_image=init_image,
+        strength=strength,
+        mask=mask,
+        controlnets=controlnets,
+        control_images=control_images,
+        canny=canny,
+    )
+    pictures = [part for part in words if isinstance(part, Picture)]
+    pictures += canvas.pictures if canvas else []
+    check_output(output, [picture.path for picture in pictures])
     parse_size(size)
     _check_prompt(model, words, negative_prompt)
     pipe = _load(model, scheduler)
@@ -99,13 +126,15 @@ def generate(
     settings = arguments(options, pipe.generation_config)
     first = random.SystemRandom().randrange(2**31) if seed is None else seed
     seeds = [first + index for index in range(num_images)]
-    images = pipe(
+    draw = painter(pipe, canvas, width=settings["width"], height=settings["height"])
+    images = draw(
         [prompt_of(words)],
         **settings,
         num_images_per_prompt=num_images,
         generator=_generators(seeds),
     ).images
-    files = _files(output, images, seeds, _note(words, model, pipe, settings))
+    noted = settings | (canvas.note() if canvas else {})
+    files = _files(output, images, seeds, _note(words, model, pipe, noted))
     write_files(files)
     for path in files:
         print(path)
