@@ -15,7 +15,8 @@ from kosmosg import cli
 from kosmosg.cli import page
 
 PAGES = ["README.md"] + [
-    f"docs/{name}.md" for name in ("index", "quickstart", "training", "toyworld", "results")
+    f"docs/{name}.md"
+    for name in ("index", "quickstart", "tools", "input", "training", "toyworld", "results")
 ]
 # What a shell block may call besides our own commands.
 FOREIGN = {"git", "cd", "export", "source", "pip", "sudo", "apt-get"}

@@ -10,6 +10,7 @@ WRITES = {
     "batch": 6,
     "picture_in_prompt": 1,
     "stable_diffusion": 1,
+    "tools": 4,
     "watch": 1,
 }
 

@@ -65,25 +65,46 @@ def test_a_model_that_is_not_whole(nano: Path, capsys: pytest.CaptureFixture[str
     assert "install kosmosg again" in out
 
 
-def test_a_torchvision_of_another_torch(tmp_path: Path):
-    """In a process of its own, as it is met: installed, and broken when it is imported."""
+@pytest.fixture
+def broken_torchvision(tmp_path: Path) -> dict[str, str]:
+    """The environment of a process that has one: installed, and broken when it is imported."""
     (tmp_path / "torchvision").mkdir()
     (tmp_path / "torchvision/__init__.py").write_text(
         "raise RuntimeError('operator torchvision::nms\\n does not exist')"
     )
-    paths = os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])
-    done = subprocess.run(
-        [sys.executable, "-m", "kosmosg", "doctor"],
-        env=os.environ | {"PYTHONPATH": paths},
-        capture_output=True,
-        text=True,
+    (tmp_path / "torchvision-0.20.0.dist-info").mkdir()
+    (tmp_path / "torchvision-0.20.0.dist-info/METADATA").write_text(
+        "Metadata-Version: 2.1\nName: torchvision\nVersion: 0.20.0\n"
     )
+    path = os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])
+    return os.environ | {"PYTHONPATH": path}
+
+
+def kosmosg(*words: str, env: dict[str, str]) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "kosmosg", *words]
+    return subprocess.run(command, env=env, capture_output=True, text=True)
+
+
+def test_a_torchvision_of_another_torch(broken_torchvision: dict[str, str]):
+    done = kosmosg("doctor", env=broken_torchvision)
     assert done.returncode == 1, done.stderr
     (line,) = [line for line in done.stdout.splitlines() if line.startswith("WRONG")]
     assert line.startswith(
         "WRONG  torchvision is broken (operator torchvision::nms does not exist): "
         "pip uninstall torchvision"
     )
+
+
+def test_who_does_not_ask_the_doctor_is_sent_there(
+    broken_torchvision: dict[str, str], toy_dir: Path, tmp_path: Path
+):
+    words = ("generate", "a cat", "--model", str(toy_dir), "-o", str(tmp_path / "out.png"))
+    done = kosmosg(*words, env=broken_torchvision)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert "Traceback" not in done.stderr
+    last = done.stderr.splitlines()[-1]
+    assert last.startswith("kosmosg: a library does not import (Failed to import diffusers")
+    assert last.endswith("; run kosmosg doctor")
 
 
 @pytest.mark.usefixtures("nano")

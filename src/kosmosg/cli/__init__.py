@@ -64,6 +64,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return PIPE_CLOSED
     except OSError as error:
         return _fail(_system(error), FAILED)
+    except (ImportError, RuntimeError) as error:
+        # diffusers makes RuntimeErrors of failed imports, such as those of a broken torchvision.
+        if isinstance(error, RuntimeError) and not str(error).startswith("Failed to import"):
+            raise
+        return _fail(f"a library does not import ({error}); run kosmosg doctor", FAILED)
     return 0
 
 
