@@ -7,6 +7,7 @@ only our loop does (guidance by pictures and words apart, step windows) is refus
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -27,7 +28,7 @@ from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion_inpaint impo
 )
 from PIL import Image, ImageOps
 
-from kosmosg.controlnet import check_controlnet
+from kosmosg.controlnet import check_controlnet, edges, load_controlnet
 from kosmosg.errors import ConfigError
 from kosmosg.images import to_rgb
 from kosmosg.pipeline import Generator, GivenEmbeds, KosmosGPipeline
@@ -130,6 +131,38 @@ def paint(
         guidance_scale=guidance_scale,
         generator=generator,
         output_type=output_type,
+    )
+
+
+def canvas_of(
+    pipe: KosmosGPipeline,
+    size: tuple[int, int],
+    *,
+    init_image: Image.Image | None,
+    strength: float | None,
+    mask: Image.Image | None,
+    controlnets: Sequence[Path],
+    control_images: Sequence[Image.Image],
+    canny: bool,
+) -> Canvas:
+    """Return the canvas of pictures of any size and of ControlNets' directories.
+
+    Args:
+        pipe: For which the ControlNets must be made.
+        size: Width and height to be painted.
+        canny: Whether the ControlNets read the edges of their pictures.
+
+    Raises:
+        CheckpointError: If a ControlNet cannot be read.
+        ConfigError: If one belongs to another model, or OpenCV is needed and missing.
+    """
+    controls = [fit(image, size) for image in control_images]
+    return Canvas(
+        init_image=None if init_image is None else fit(init_image, size),
+        strength=strength,
+        mask=None if mask is None else fit_mask(mask, size),
+        controlnets=[load_controlnet(directory, pipe) for directory in controlnets],
+        control_images=[edges(image) for image in controls] if canny else controls,
     )
 
 

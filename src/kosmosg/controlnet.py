@@ -14,6 +14,21 @@ from kosmosg.images import to_rgb
 from kosmosg.pipeline import KosmosGPipeline
 
 
+def weights_of(directory: str | Path) -> Path:
+    """Return the file of a ControlNet's weights.
+
+    Raises:
+        CheckpointError: If the directory holds no ControlNet.
+    """
+    for name in ("config.json", "diffusion_pytorch_model.safetensors"):
+        if not (Path(directory) / name).is_file():
+            raise CheckpointError(
+                f"no ControlNet at {directory}: {name} is missing; name the directory that "
+                "ControlNetModel.save_pretrained wrote"
+            )
+    return Path(directory) / name
+
+
 def load_controlnet(directory: str | Path, pipe: KosmosGPipeline) -> ControlNetModel:
     """Return the ControlNet of a directory (config.json and safetensors), for this pipeline.
 
@@ -22,11 +37,7 @@ def load_controlnet(directory: str | Path, pipe: KosmosGPipeline) -> ControlNetM
         ConfigError: If it was made for another U-Net or VAE.
     """
     directory = Path(directory)
-    if not (directory / "config.json").is_file():
-        raise CheckpointError(
-            f"no ControlNet at {directory}: config.json is missing; name the directory that "
-            "ControlNetModel.save_pretrained wrote"
-        )
+    weights_of(directory)
     remedy = "copy the whole directory again, with weights as safetensors"
     try:
         loaded: Any = ControlNetModel.from_pretrained(

@@ -179,6 +179,8 @@ def read_part_config(directory: Path, part: str) -> dict[str, Any]:
     path = directory / part / "config.json"
     try:
         return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise CheckpointError(f"{path} is missing; {remedy(directory)}") from None
     except (OSError, ValueError) as error:
         raise CheckpointError(f"cannot read {path}: {error}; {remedy(directory)}") from None
 

@@ -16,7 +16,7 @@ from typing import Annotated
 
 import typer
 
-from kosmosg.cli import caption, evaluate, generate, tools, train
+from kosmosg.cli import caption, encode, evaluate, generate, replay, tools, train
 from kosmosg.errors import KosmosGError
 
 USAGE, FAILED, INTERRUPTED, PIPE_CLOSED = 2, 1, 130, 141
@@ -28,7 +28,7 @@ app = typer.Typer(
     rich_markup_mode=None,  # plain text is what docs/cli.md shows and what a pipe wants
     pretty_exceptions_enable=False,
 )
-for _noun in (generate, caption, tools, train, evaluate):
+for _noun in (generate, replay, encode, caption, tools, train, evaluate):
     app.add_typer(_noun.app)
 
 

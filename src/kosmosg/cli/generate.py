@@ -1,35 +1,40 @@
 """`kosmosg generate`: pictures from prompts."""
 
-import random
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from kosmosg.cli.canvas import (
-    Canny,
-    ControlImages,
-    ControlNets,
-    InitImage,
-    Mask,
-    Strength,
-    open_canvas,
-    painter,
+from kosmosg.cli.canvas import Canny, ControlImages, ControlNets, InitImage, Mask, Strength
+from kosmosg.cli.jobs import (
+    Job,
+    check_job,
+    drawing_of,
+    is_done,
+    job_of,
+    located,
+    outputs,
+    read_jobs,
 )
 from kosmosg.cli.options import (
+    Device,
     Model,
+    OptionalParts,
     Options,
-    Parts,
-    Sampler,
-    arguments,
+    Precision,
+    hide_loading_bars,
     let_threads_sleep,
-    parse_size,
 )
-from kosmosg.cli.prompt import Picture, prompt_of, read_parts
+from kosmosg.errors import ConfigError
+from kosmosg.note import png
+from kosmosg.samplers import NAMES
 
 if TYPE_CHECKING:
+    from PIL import Image
+
+    from kosmosg.drawing import Drawing
     from kosmosg.pipeline import KosmosGPipeline
 
 app = typer.Typer()
@@ -37,7 +42,7 @@ app = typer.Typer()
 
 @app.command()
 def generate(
-    parts: Parts,
+    parts: OptionalParts = None,
     output: Annotated[
         Path,
         typer.Option(
@@ -75,7 +80,11 @@ def generate(
         int, typer.Option("-n", "--num-images", min=1, max=64, help="How many pictures.")
     ] = 1,
     scheduler: Annotated[
-        Sampler | None, typer.Option(help="The sampler.", show_default="the model's own")
+        str | None,
+        typer.Option(
+            help=f"The sampler: {', '.join(NAMES)}. lcm and tcd want a U-Net made for them.",
+            show_default="the model's own",
+        ),
     ] = None,
     size: Annotated[
         str | None,
@@ -83,12 +92,48 @@ def generate(
             metavar="N or WxH", help="Of a picture, in pixels.", show_default="the model's own"
         ),
     ] = None,
+    condition: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Instead of words and pictures: a file that `kosmosg encode` wrote. Needs no more "
+            "of the model than U-Net and VAE. Twice, with --blend: what lies between two.",
+        ),
+    ] = None,
+    blend: Annotated[
+        float | None,
+        typer.Option(min=0, max=1, help="Share of the second of two conditions."),
+    ] = None,
     init_image: InitImage = None,
     strength: Strength = None,
     mask: Mask = None,
-    controlnets: ControlNets = None,
-    control_images: ControlImages = None,
+    controlnet: ControlNets = None,
+    control_image: ControlImages = None,
     canny: Canny = False,
+    batch: Annotated[
+        Path | None,
+        typer.Option(
+            help="Draw each line of a file: a JSON object with `output`, `prompt` (a list of texts "
+            'and {"picture": PATH}) and settings by the names of these options (`steps`, '
+            "`num_images`). Options hold where a line says nothing.",
+        ),
+    ] = None,
+    resume: Annotated[
+        bool,
+        typer.Option(
+            "--resume", help="Pass over what is there already, drawn with the same settings."
+        ),
+    ] = False,
+    dtype: Annotated[
+        Precision, typer.Option(help="Precision; float16 needs a GPU to be fast.")
+    ] = Precision.float32,
+    device: Device = "auto",
+    offload: Annotated[
+        bool,
+        typer.Option(
+            "--offload",
+            help="Encode first, then free the language model's memory before drawing.",
+        ),
+    ] = False,
 ) -> None:
     """Generate pictures from words and pictures.
 
@@ -98,121 +143,132 @@ def generate(
       kosmosg generate "a creature" me.png "in the snow" -o snow.png
       kosmosg generate me.png "and" you.png "on the beach" -n 4 --seed 7
       kosmosg generate me.png "at night" --init-image photo.png --mask mask.png
+      kosmosg generate --batch prompts.jsonl --resume
 
-    Each PNG carries its prompt, seed and settings, as JSON in its text. The paths of the files
-    written go to stdout.
+    Each PNG carries its prompt, seeds and settings, as JSON in its text: `kosmosg replay` draws it
+    again. The paths of the files written go to stdout.
     """  # noqa: D301 -- click's mark for text to be kept as it is
-    from kosmosg.cli.output import check_output, write_files
-
     let_threads_sleep()
-    words = read_parts(parts)
-    canvas = open_canvas(
+    from kosmosg import drawing, release
+
+    options = Options(
+        num_images=num_images,
+        seed=seed,
+        steps=steps,
+        guidance_scale=guidance_scale,
+        negative_prompt=negative_prompt,
+        scheduler=scheduler,
+        size=size,
+        condition=tuple(condition or ()),
+        blend=blend,
         init_image=init_image,
         strength=strength,
         mask=mask,
-        controlnets=controlnets,
-        control_images=control_images,
+        controlnet=tuple(controlnet or ()),
+        control_image=tuple(control_image or ()),
         canny=canny,
     )
-    pictures = [part for part in words if isinstance(part, Picture)]
-    pictures += canvas.pictures if canvas else []
-    check_output(output, [picture.path for picture in pictures])
-    parse_size(size)
-    _check_prompt(model, words, negative_prompt)
-    pipe = _load(model, scheduler)
-    options = Options(
-        steps=steps, guidance_scale=guidance_scale, negative_prompt=negative_prompt, size=size
+    if batch is None:
+        jobs = [job_of(parts or (), output, options)]
+    elif parts:
+        raise ConfigError("give words and pictures, or --batch, and not both")
+    else:
+        jobs = read_jobs(batch, options)
+    directory = release.find(model)
+    for job in jobs:
+        with located(job.where):
+            check_job(job, directory)
+    hide_loading_bars()
+    pipe = drawing.load(
+        model,
+        dtype=dtype.value,
+        device=drawing.find_device() if device == "auto" else device,
+        encoder=any(not job.options.condition for job in jobs),
     )
-    settings = arguments(options, pipe.generation_config)
-    first = random.SystemRandom().randrange(2**31) if seed is None else seed
-    seeds = [first + index for index in range(num_images)]
-    draw = painter(pipe, canvas, width=settings["width"], height=settings["height"])
-    images = draw(
-        [prompt_of(words)],
-        **settings,
-        num_images_per_prompt=num_images,
-        generator=_generators(seeds),
-    ).images
-    noted = settings | (canvas.note() if canvas else {})
-    files = _files(output, images, seeds, _note(words, model, pipe, noted))
-    write_files(files)
-    for path in files:
-        print(path)
-    print(f"seed {first}", file=sys.stderr)
+    for job in jobs:
+        with located(job.where):
+            drawing.check(pipe, drawing_of(job, directory))
+    if resume:
+        jobs = [job for job in jobs if not _is_there(job, pipe, directory, dtype)]
+    _draw_all(jobs, pipe, directory, dtype, offload=offload)
+    if batch is None and jobs:
+        print(f"seed {jobs[0].seed}", file=sys.stderr)
+
+
+def _draw_all(
+    jobs: Sequence[Job],
+    pipe: "KosmosGPipeline",
+    directory: Path,
+    dtype: Precision,
+    *,
+    offload: bool,
+) -> None:
+    """Draw and write one job after another; Ctrl-C leaves those that are done."""
+    from tqdm import tqdm
+
+    from kosmosg import drawing
+    from kosmosg.cli.output import write_files
+
+    alone = len(jobs) == 1
+    # disable=None: a bar on a terminal only.
+    pipe.set_progress_bar_config(disable=None if alone else True, desc="denoising")
+    encoded = {}
+    if offload:
+        for job in jobs:
+            if not job.options.condition:
+                prompt = drawing_of(job, directory).prompt
+                encoded[job] = drawing.encode(pipe, prompt, job.options.negative_prompt)
+        drawing.free_encoder(pipe)
+    done = 0
+    try:
+        for job in tqdm(jobs, desc="pictures", disable=True if alone else None):
+            with located(job.where):
+                drawn = drawing_of(job, directory)
+                images = drawing.draw(
+                    pipe,
+                    drawn.prompt,
+                    seeds=drawn.seeds,
+                    encoded=encoded.get(job),
+                    **drawn.arguments,
+                )
+            files = _files(job, images, pipe, drawn, directory, dtype)
+            write_files(files)
+            done += 1
+            for path in files:
+                print(path, flush=True)
+    except KeyboardInterrupt:
+        if alone:
+            raise
+        print(
+            f"kosmosg: stopped by Ctrl-C with {done} of {len(jobs)} done; "
+            "the same command with --resume draws the rest",
+            file=sys.stderr,
+        )
+        raise typer.Exit(130) from None
 
 
 def _files(
-    output: Path, images: Sequence[Any], seeds: Sequence[int], note: dict[str, Any]
+    job: Job,
+    images: "Sequence[Image.Image]",
+    pipe: "KosmosGPipeline",
+    drawn: "Drawing",
+    directory: Path,
+    dtype: Precision,
 ) -> dict[Path, bytes]:
     """Return what to write: the picture, or a sheet of all and each by itself."""
-    from kosmosg.cli.output import grid, png
+    from kosmosg import drawing
 
-    if len(images) == 1:
-        return {output: png(images[0], note | {"seed": seeds[0]})}
-    files = {output: png(grid(images), note | {"seeds": list(seeds)})}
-    for number, (image, own) in enumerate(zip(images, seeds, strict=True), start=1):
-        name = output.with_name(f"{output.stem}-{number}{output.suffix}")
-        files[name] = png(image, note | {"seed": own})
-    return files
-
-
-def _check_prompt(model: str, words: Sequence[str | Picture], negative_prompt: str | None) -> None:
-    """Refuse a bad prompt before the seconds that loading a model takes."""
-    from kosmosg import release, sequence
-    from kosmosg.prompts import check_length, check_prompt, check_words
-    from kosmosg.tokenizer import Tokenizer
-
-    directory = release.find(model)
-    max_pictures = release.read_generation_config(directory).max_pictures
-    tokenizer = Tokenizer.from_pretrained(directory / "tokenizer")
-    check_prompt(prompt_of(words), tokenizer, max_pictures=max_pictures)
-    check_words([negative_prompt or ""], tokenizer)
-    sizes = release.read_sizes(directory)
-    for prompt in (prompt_of(words), [negative_prompt or ""]):
-        length = sequence.length(prompt, tokenizer, num_latents=sizes.num_latents)
-        check_length(length, sizes.max_length)
-
-
-def _load(model: str, scheduler: Sampler | None) -> "KosmosGPipeline":
-    from diffusers.utils import logging
-
-    from kosmosg.model.image_decoder import scheduler as named_scheduler
-    from kosmosg.pipeline import KosmosGPipeline
-
-    logging.disable_progress_bar()
-    pipe = KosmosGPipeline.from_pretrained(model)
-    pipe.set_progress_bar_config(disable=None, desc="denoising")  # None: only on a terminal
-    if scheduler is not None:
-        pipe.scheduler = named_scheduler(scheduler.value)
-    return pipe
-
-
-def _generators(seeds: Sequence[int]) -> list[Any]:
-    import torch
-
-    return [torch.Generator().manual_seed(seed) for seed in seeds]
-
-
-def _note(
-    words: Sequence[str | Picture],
-    model: str,
-    pipe: "KosmosGPipeline",
-    arguments: dict[str, Any],
-) -> dict[str, Any]:
-    """Return what the PNG says about how it was made; of pictures the name, not the path."""
-    from importlib.metadata import version
-
-    from kosmosg.pipeline import sampler_name
-
-    prompt = [
-        {"picture": part.path.name, "sha256": part.sha256} if isinstance(part, Picture) else part
-        for part in words
-    ]
+    several = len(images) > 1
+    pictures = [drawing.sheet(images), *images] if several else images
+    indices = [None, *range(len(images))] if several else [0]
     return {
-        "prompt": prompt,
-        **arguments,
-        "scheduler": sampler_name(pipe.scheduler),
-        "model": Path(model).resolve().name,
-        "format_version": pipe.generation_config.format_version,
-        "kosmosg": version("kosmosg"),
+        path: png(image, drawing.note(pipe, drawn, model=directory, dtype=dtype.value, index=index))
+        for path, image, index in zip(outputs(job), pictures, indices, strict=True)
     }
+
+
+def _is_there(job: Job, pipe: "KosmosGPipeline", directory: Path, dtype: Precision) -> bool:
+    from kosmosg import drawing
+
+    drawn = drawing_of(job, directory)
+    return is_done(job, drawing.note(pipe, drawn, model=directory, dtype=dtype.value, index=None))

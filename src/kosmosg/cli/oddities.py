@@ -4,9 +4,9 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from kosmosg.cli.prompt import Picture, prompt_of
 from kosmosg.errors import PromptError
 from kosmosg.images import look_at, shown
+from kosmosg.note import Picture, prompt_of
 from kosmosg.prompts import check_length, check_prompt
 from kosmosg.release import Sizes
 from kosmosg.sequence import length

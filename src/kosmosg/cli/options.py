@@ -4,24 +4,31 @@ import os
 import re
 from dataclasses import dataclass
 from enum import StrEnum
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from kosmosg.cli.canvas import canvas_arguments, check_canvas
 from kosmosg.errors import ConfigError
+from kosmosg.note import MAX_IMAGES, MAX_SEED, MAX_SIDE, MAX_STEPS
 
 if TYPE_CHECKING:
     from kosmosg.release import GenerationConfig
 
-MAX_SIDE = 2048
-
-Parts = Annotated[
-    list[str],
-    typer.Argument(
-        metavar="WORDS-AND-PICTURES",
-        help="In the order in which the model reads them. The name of an image file is a picture, "
-        "anything else is words.",
-        show_default=False,
+_PARTS: Any = typer.Argument(
+    metavar="WORDS-AND-PICTURES",
+    help="In the order in which the model reads them. The name of an image file is a picture, "
+    "anything else is words.",
+    show_default=False,
+)
+Parts = Annotated[list[str], _PARTS]
+OptionalParts = Annotated[list[str] | None, _PARTS]
+Device = Annotated[
+    str,
+    typer.Option(
+        metavar="auto|cpu|cuda|cuda:N|mps",
+        help="Where to compute; auto is a GPU where there is one.",
     ),
 ]
 Model = Annotated[
@@ -30,38 +37,94 @@ Model = Annotated[
 ]
 
 
-class Sampler(StrEnum):
-    """The samplers of the released demo, for `--scheduler`."""
+class Precision(StrEnum):
+    """What to compute in, for `--dtype`."""
 
-    dpms = "dpms"
-    ddim = "ddim"
-    pndm = "pndm"
+    float32 = "float32"
+    float16 = "float16"
+    bfloat16 = "bfloat16"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """The settings of one picture or one sheet; None is the model's own."""
+    """The settings of one picture or sheet, by their names on the command line and in a batch.
 
-    steps: int | None = None
-    guidance_scale: float | None = None
-    negative_prompt: str | None = None
-    size: str | None = None
-
-
-def arguments(options: Options, defaults: "GenerationConfig") -> dict[str, Any]:
-    """Return what the pipeline is called with: exactly this, and this goes into the PNG's note.
+    None is the model's own, and for the seed a random one. `arguments` turns them into what is
+    drawn with.
 
     Raises:
         ConfigError: Naming the option whose value cannot work.
     """
-    width, height = parse_size(options.size)
-    return {
+
+    num_images: int = 1
+    seed: int | None = None
+    steps: int | None = None
+    guidance_scale: float | None = None
+    negative_prompt: str | None = None
+    scheduler: str | None = None
+    size: str | None = None
+    condition: tuple[str, ...] = ()
+    blend: float | None = None
+    init_image: str | None = None
+    strength: float | None = None
+    mask: str | None = None
+    controlnet: tuple[str, ...] = ()
+    control_image: tuple[str, ...] = ()
+    canny: bool = False
+
+    def __post_init__(self) -> None:
+        from kosmosg.samplers import check_name
+
+        for name, low, most in (
+            ("num_images", 1, MAX_IMAGES),
+            ("seed", 0, MAX_SEED),
+            ("steps", 1, MAX_STEPS),
+            ("blend", 0, 1),
+            ("strength", 0, 1),
+        ):
+            value = getattr(self, name)
+            if value is not None and not low <= value <= most:
+                raise ConfigError(f"{name} is {value}; give {low} to {most}")
+        _parse_size(self.size)
+        check_canvas(self)
+        if self.scheduler is not None:
+            check_name(self.scheduler)
+        if self.condition and self.negative_prompt is not None:
+            raise ConfigError(
+                "a condition has its negative prompt in it; leave out negative_prompt, "
+                "or encode the condition with another"
+            )
+        if len(self.condition) != (2 if self.blend is not None else min(1, len(self.condition))):
+            raise ConfigError(
+                f"there are {len(self.condition)} conditions and "
+                f"{'no' if self.blend is None else 'a'} blend; give one condition, or two and the "
+                "share of the second as blend"
+            )
+
+
+def arguments(options: Options, defaults: "GenerationConfig") -> dict[str, Any]:
+    """Return what `drawing.draw` is called with: exactly this, and this goes into the PNG's note.
+
+    Raises:
+        CheckpointError: If a condition's file is not there.
+    """
+    from kosmosg.hashes import of_file
+    from kosmosg.note import File
+
+    width, height = _parse_size(options.size)
+    given = {
         "num_inference_steps": _or(options.steps, defaults.num_inference_steps),
         "guidance_scale": _or(options.guidance_scale, defaults.guidance_scale),
         "width": _or(width, defaults.width),
         "height": _or(height, defaults.height),
         "negative_prompt": options.negative_prompt,
+        "scheduler": options.scheduler,
     }
+    if options.condition:
+        paths = [Path(name) for name in options.condition]
+        given["conditions"] = [File(path=path, sha256=of_file(path)) for path in paths]
+        given["blend"] = options.blend
+    return given | canvas_arguments(options)
 
 
 def let_threads_sleep() -> None:
@@ -73,12 +136,17 @@ def let_threads_sleep() -> None:
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 
-def parse_size(size: str | None) -> tuple[int | None, int | None]:
-    """Return the width and height that `N` or `WxH` says.
+def hide_loading_bars() -> None:
+    """Keep what diffusers shows while it reads weights off the terminal: it is over in a moment."""
+    from diffusers.utils import logging
 
-    Raises:
-        ConfigError: If it says neither, or a side is too long.
-    """
+    logging.disable_progress_bar()
+    from transformers.utils import logging as processors
+
+    processors.set_verbosity_error()  # diffusers' pipelines import some that want torchvision
+
+
+def _parse_size(size: str | None) -> tuple[int | None, int | None]:
     if size is None:
         return None, None
     match = re.fullmatch(r"(\d{1,5})(?:[xX](\d{1,5}))?", size)

@@ -1,65 +1,37 @@
-"""Pictures into files: whole or not at all, with a note of how they were made."""
+"""Results into files: whole or not at all."""
 
 import contextlib
-import io
-import json
-import math
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
-
-from PIL import Image, PngImagePlugin
 
 from kosmosg.errors import ConfigError
 
-NOTE = "kosmosg"
+SUFFIXES = {".png": "pictures are written as PNG", ".safetensors": "so does a condition"}
 
 
-def check_output(path: Path, pictures: Sequence[Path]) -> None:
-    """Pass a path where a picture can be written, before any work is done for it.
+def check_output(path: Path, inputs: Sequence[Path], *, suffix: str = ".png") -> None:
+    """Pass a path where a result can be written, before any work is done for it.
 
     Args:
-        path: Where the picture will go; an existing file there is replaced.
-        pictures: Files that must not be.
+        path: Where it will go; an existing file there is replaced.
+        inputs: Files that must not be.
+        suffix: That its name must have.
 
     Raises:
-        ConfigError: If it is not a PNG's, its directory does not exist or may not be written to, or
-            it is a picture of the prompt.
+        ConfigError: If it has another suffix, its directory does not exist or may not be written
+            to, or it is a file of the prompt.
     """
-    if path.suffix.lower() != ".png":
-        raise ConfigError(f"{path} does not end in .png; pictures are written as PNG")
+    if path.suffix.lower() != suffix:
+        raise ConfigError(f"{path} does not end in {suffix}; {SUFFIXES[suffix]}")
     if path.is_dir():
         raise ConfigError(f"{path} is a directory; name a file in it")
     if not path.parent.is_dir():
         raise ConfigError(f"there is no directory {path.parent}; make it first, or name another")
     if not os.access(path.parent, os.W_OK):
         raise ConfigError(f"{path.parent} may not be written to; name another directory")
-    if any(path.resolve() == picture.resolve() for picture in pictures):
+    if any(path.resolve() == given.resolve() for given in inputs):
         raise ConfigError(f"{path} is a picture of the prompt; write to another file")
-
-
-def png(image: Image.Image, note: Mapping[str, Any]) -> bytes:
-    """Return a picture as the bytes of a PNG file that carries `note` as JSON."""
-    text = PngImagePlugin.PngInfo()
-    text.add_text(NOTE, json.dumps(note))
-    data = io.BytesIO()
-    image.save(data, "PNG", pnginfo=text)
-    return data.getvalue()
-
-
-def grid(images: Sequence[Image.Image], gap: int = 4) -> Image.Image:
-    """Return the pictures side by side, as square an arrangement as their number allows."""
-    columns = math.ceil(math.sqrt(len(images)))
-    rows = math.ceil(len(images) / columns)
-    width, height = images[0].size
-    sheet = Image.new(
-        "RGB", (columns * (width + gap) - gap, rows * (height + gap) - gap), (255, 255, 255)
-    )
-    for index, image in enumerate(images):
-        row, column = divmod(index, columns)
-        sheet.paste(image, (column * (width + gap), row * (height + gap)))
-    return sheet
 
 
 def write_files(files: Mapping[Path, bytes]) -> None:

@@ -3,26 +3,13 @@
 import hashlib
 import stat
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from kosmosg.errors import PromptError
-
-if TYPE_CHECKING:
-    from PIL import Image
+from kosmosg.note import Picture
 
 MAX_PICTURES = 64
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".ppm")
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class Picture:
-    """A picture of the prompt and where it came from."""
-
-    path: Path
-    image: "Image.Image"
-    sha256: str
 
 
 def read_parts(arguments: Sequence[str]) -> list[str | Picture]:
@@ -55,11 +42,6 @@ def open_picture(name: str) -> Picture:
         return Picture(
             path=path, image=image, sha256=hashlib.file_digest(file, "sha256").hexdigest()
         )
-
-
-def prompt_of(parts: Sequence[str | Picture]) -> "list[str | Image.Image]":
-    """Return the parts as the pipeline takes them."""
-    return [part.image if isinstance(part, Picture) else part for part in parts]
 
 
 def _names_a_picture(argument: str) -> bool:

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from kosmosg.cli.options import Model, Parts
-from kosmosg.cli.prompt import Picture, prompt_of, read_parts
+from kosmosg.cli.prompt import read_parts
+from kosmosg.note import Picture, prompt_of
 
 if TYPE_CHECKING:
     from kosmosg.sequence import Encoded

@@ -40,7 +40,7 @@ def test_an_init_picture_is_scaled_with_a_note(generate):
     code, out, err = generate("--init-image", "photo.png", "--strength", "0.7")
     assert (code, out) == (0, "out.png\n")
     assert err == "photo.png is 64 x 64; its middle is scaled to 32 x 32\nseed 7\n"
-    made = note("out.png")
+    made = note("out.png")["arguments"]
     assert made["init_image"]["picture"] == "photo.png"
     assert len(made["init_image"]["sha256"]) == 64
     assert made["strength"] == 0.7
@@ -52,7 +52,7 @@ def test_an_init_picture_is_scaled_with_a_note(generate):
 def test_a_mask_says_what_is_painted(generate):
     assert generate("--init-image", "photo.png", "--mask", "mask.png")[0] == 0
     masked = pixels("out.png")
-    assert note("out.png")["mask"]["picture"] == "mask.png"
+    assert note("out.png")["arguments"]["mask"]["picture"] == "mask.png"
     generate("--init-image", "photo.png", "--strength", "1")
     assert not np.array_equal(masked, pixels("out.png"))
 
@@ -63,10 +63,34 @@ def test_edges_of_several_control_pictures(generate):
     code, out, err = generate(*controls, *controls, "--canny", "-n", "2")
     assert code == 0, err
     assert out.split() == ["out.png", "out-1.png", "out-2.png"]
-    made = note("out-2.png")
-    assert made["controlnets"] == ["net", "net"]
+    made = note("out-2.png")["arguments"]
+    assert len(made["controlnets"]) == 2
     assert [one["picture"] for one in made["control_images"]] == ["photo.png", "photo.png"]
     assert made["canny"] is True
+
+
+def test_it_replays(generate, run, toy_dir):
+    pytest.importorskip("cv2")
+    generate(
+        *("--init-image", "photo.png", "--mask", "mask.png", "--canny"),
+        *("--controlnet", "net", "--control-image", "dog.jpg"),
+    )
+    code, out, err = run(
+        "replay", "out.png", "--model", toy_dir, "--pictures", ".", "--pictures", "net"
+    )
+    assert (code, out) == (0, "identical\n"), err
+
+
+@pytest.mark.usefixtures("generate")
+def test_a_line_of_a_batch_has_a_canvas_of_its_own(run, toy_dir):
+    Path("lines.jsonl").write_text(
+        '{"prompt": "a cat", "output": "a.png", "init_image": "photo.png", "strength": 0.7}\n'
+        '{"prompt": "a cat", "output": "b.png"}\n'
+    )
+    code, out, err = run("generate", "--batch", "lines.jsonl", "--model", toy_dir, "--seed", "1")
+    assert (code, out) == (0, "a.png\nb.png\n"), err
+    assert note("a.png")["arguments"]["strength"] == 0.7
+    assert "init_image" not in note("b.png")["arguments"]
 
 
 @pytest.mark.parametrize(
@@ -78,7 +102,7 @@ def test_edges_of_several_control_pictures(generate):
         (["--controlnet", "net"], "there are 1 --controlnet and 0 --control-image; give one"),
         (["--control-image", "cat.png"], "there are 0 --controlnet and 1 --control-image"),
         (["--init-image", "lost.png"], "cannot open lost.png: No such file or directory"),
-        (["--init-image", "photo.png", "--strength", "2"], "strength is 2.0; give more than 0"),
+        (["--init-image", "photo.png", "--strength", "2"], "strength is 2.0; give 0 to 1"),
         (["--init-image", "photo.png", "--size", "36"], "size is 36 x 36; .* multiples of 8"),
         (
             ["--init-image", "photo.png", "--mask", "dog.jpg"],

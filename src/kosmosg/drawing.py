@@ -1,0 +1,366 @@
+"""Drawing pictures as `kosmosg generate`, a batch and a replay do: load once, then draw.
+
+This is the seam where settings meet: what a picture was made with is a dict of arguments of `load`
+and one of `draw`, which go into its note and come back to the same two functions. A new setting is
+an argument of either, or of `KosmosGPipeline.__call__`, to which `draw` hands what it does not
+know; pictures and files among them are `note.Picture` and `note.File`.
+"""
+
+import functools
+import hashlib
+import inspect
+import json
+import math
+import typing
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from PIL import Image
+from pydantic import ConfigDict, InstanceOf, TypeAdapter, ValidationError
+
+from kosmosg import conditions, hashes, release
+from kosmosg.conditions import Condition
+from kosmosg.errors import ConfigError
+from kosmosg.note import (
+    MAX_SIDE,
+    MAX_STEPS,
+    VERSION,
+    File,
+    Machine,
+    Model,
+    Note,
+    Picture,
+    Scheduler,
+    pack,
+    prompt_of,
+)
+from kosmosg.pipeline import KosmosGPipeline
+from kosmosg.samplers import sampler
+
+_LAX = ConfigDict(arbitrary_types_allowed=True)
+Parts = Sequence[str | Picture]
+DType = Literal["float32", "float16", "bfloat16"]
+DECODER = ("unet", "vae")
+ENCODER = ("mllm", "aligner", "tokenizer")
+# Of draw and of the pipeline's call: what is no setting, or is said elsewhere in a note.
+_NO_SETTINGS = (
+    *("self", "model", "encoder", "pipe", "prompt", "seeds", "encoded", "arguments"),
+    *("timesteps", "num_images_per_prompt", "generator", "latents", "output_type", "return_dict"),
+    *("prompt_embeds", "negative_prompt_embeds", "picture_prompt_embeds"),
+    *("callback_on_step_end", "callback_on_step_end_tensor_inputs", "cross_attention_kwargs"),
+)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Drawing:
+    """What to draw, in one pass.
+
+    Args:
+        prompt: Words and pictures; empty where `arguments` has `conditions`.
+        seeds: One for each picture.
+        arguments: Of `draw`, all else it takes.
+    """
+
+    prompt: Parts
+    seeds: Sequence[int]
+    arguments: Mapping[str, Any]
+
+
+def load(
+    model: str | Path, *, dtype: DType = "float32", device: str = "cpu", encoder: bool = True
+) -> KosmosGPipeline:
+    """Return a model's pipeline on a device.
+
+    Args:
+        model: `nano`, or a directory.
+        device: As torch names it: cpu, cuda, cuda:1, mps.
+        encoder: False loads U-Net and VAE only, which is enough to draw from conditions; then the
+            directory needs no mllm and no aligner.
+
+    Raises:
+        CheckpointError: If the directory is not a whole model.
+        ConfigError: If there is no such device.
+    """
+    check_device(device)
+    without = {} if encoder else {"mllm": None, "aligner": None}
+    pipe = KosmosGPipeline.from_pretrained(model, dtype=getattr(torch, dtype), **without)
+    # Where the weights are already, moving them would only have diffusers advise against float16.
+    return pipe if device == "cpu" else typing.cast(KosmosGPipeline, pipe.to(device))
+
+
+def find_device() -> str:
+    """Return the best device of this machine: cuda, mps or cpu."""
+    if torch.cuda.is_available():
+        return "cuda"
+    return "mps" if torch.backends.mps.is_available() else "cpu"
+
+
+def check_device(device: str) -> None:
+    """Pass a device that this machine has.
+
+    Raises:
+        ConfigError: Naming those that it has.
+    """
+    there = ["cpu", *(["mps"] if torch.backends.mps.is_available() else [])]
+    if torch.cuda.is_available():
+        there += ["cuda", *(f"cuda:{index}" for index in range(torch.cuda.device_count()))]
+    if device not in there:
+        raise ConfigError(f"this machine has no device {device!r}; it has {', '.join(there)}")
+
+
+def encode(pipe: KosmosGPipeline, prompt: Parts, negative_prompt: str | None = None) -> Condition:
+    """Return the condition of a prompt; its provenance lacks the model, which a pipe cannot name.
+
+    Raises:
+        PromptError: If the model cannot read the prompt.
+    """
+    pictures = [part for part in prompt if isinstance(part, Picture)]
+    with torch.no_grad():
+        embeds, negative = pipe.encode_prompt([prompt_of(prompt)], negative_prompt)
+        alone = None
+        if pictures and len(pictures) < len(prompt):
+            alone = pipe.encode_prompt([prompt_of(pictures)], do_classifier_free_guidance=False)[0]
+    assert negative is not None  # guidance was not turned off
+    return Condition(
+        prompt_embeds=embeds,
+        negative_prompt_embeds=negative,
+        picture_prompt_embeds=alone,
+        provenance={
+            "prompt": pack(prompt),
+            "negative_prompt": negative_prompt,
+            "dtype": str(embeds.dtype).removeprefix("torch."),
+            "shape": list(embeds.shape[1:]),
+            "kosmosg": version("kosmosg"),
+        },
+    )
+
+
+def free_encoder(pipe: KosmosGPipeline) -> None:
+    """Drop MLLM and aligner from a pipeline that from now on draws from conditions only."""
+    pipe.register_modules(mllm=None, aligner=None)
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+
+
+def draw(
+    pipe: KosmosGPipeline,
+    prompt: Parts,
+    *,
+    seeds: Sequence[int],
+    encoded: Condition | None = None,
+    scheduler: str | None = None,
+    conditions: Sequence[File] = (),
+    blend: float | None = None,
+    init_image: InstanceOf[Picture] | None = None,
+    strength: float | None = None,
+    mask: InstanceOf[Picture] | None = None,
+    controlnets: Sequence[File] = (),
+    control_images: Sequence[InstanceOf[Picture]] = (),
+    canny: bool = False,
+    **arguments: Any,  # noqa: ANN401 -- of the pipeline's call
+) -> list[Image.Image]:
+    """Return one picture for each seed; noise is drawn on the CPU, whatever the device.
+
+    Args:
+        pipe: Its sampler is another's only while drawing.
+        prompt: Words and pictures; empty where there are conditions.
+        seeds: One for each picture.
+        encoded: The prompt's condition, where it is already known; it changes no bit.
+        scheduler: One of `samplers.NAMES`; None is the model's own.
+        conditions: One or two files that `kosmosg encode` wrote.
+        blend: The share of the second of two.
+        init_image: What to start from; its middle is scaled to the size drawn, as of all pictures
+            here.
+        strength: How much of it is given up; None is the canvas's own.
+        mask: White is drawn anew, black stays.
+        controlnets: The weights in the directories of ControlNets.
+        control_images: What each of them reads.
+        canny: Whether that is the edges of these pictures.
+        arguments: Of the pipeline's call.
+
+    Raises:
+        KosmosGError: If the arguments cannot work.
+    """
+    call: Callable[..., Any] = pipe
+    if init_image is not None or controlnets:
+        from kosmosg.canvas import canvas_of, paint  # five pipelines of diffusers, seldom wanted
+
+        defaults = pipe.generation_config
+        width, height = arguments.get("width"), arguments.get("height")
+        canvas = canvas_of(
+            pipe,
+            (width or defaults.width, height or defaults.height),
+            init_image=None if init_image is None else init_image.image,
+            strength=strength,
+            mask=None if mask is None else mask.image,
+            controlnets=[file.path.parent for file in controlnets],
+            control_images=[picture.image for picture in control_images],
+            canny=canny,
+        )
+        call = functools.partial(paint, pipe, canvas)
+    condition = read_conditions(conditions, blend) if conditions else encoded
+    given = {"prompt": [prompt_of(prompt)]} if condition is None else _embeds(condition)
+    if condition is not None:
+        arguments.pop("negative_prompt", None)  # it is in the condition
+    own = pipe.scheduler
+    pipe.scheduler = sampler_of(pipe, scheduler, arguments)
+    try:
+        return call(
+            **given,
+            **arguments,
+            num_images_per_prompt=len(seeds),
+            generator=[torch.Generator().manual_seed(seed) for seed in seeds],
+        ).images
+    finally:
+        pipe.scheduler = own
+
+
+def check(pipe: KosmosGPipeline, drawing: Drawing) -> None:
+    """Pass a drawing that `draw` can make, as far as can be said without working.
+
+    Raises:
+        KosmosGError: As `draw` would.
+    """
+    settings = checked(drawing.arguments, draw, KosmosGPipeline.__call__)
+    sampler_of(pipe, settings.get("scheduler"), settings)
+    given: dict[str, Any] = {"prompt": [prompt_of(drawing.prompt)]}
+    if files := settings.get("conditions"):
+        given = {"prompt": None} | _embeds(read_conditions(files, settings.get("blend")))
+        settings.pop("negative_prompt", None)
+    known = inspect.signature(pipe.check_inputs).parameters
+    pipe.check_inputs(**given, **{name: value for name, value in settings.items() if name in known})
+
+
+def checked(arguments: Mapping[str, Any], *takers: Callable[..., Any]) -> dict[str, Any]:
+    """Return arguments that anybody may have written, after comparing them with the functions.
+
+    Args:
+        arguments: By name.
+        takers: The functions that between them take these.
+
+    Raises:
+        ConfigError: If a name is no setting, a value is of another kind than annotated, or a
+            number is beyond what can be drawn.
+    """
+    hints: dict[str, Any] = {}
+    for taker in reversed(takers):
+        own = typing.get_type_hints(inspect.unwrap(taker), include_extras=True)
+        hints |= {name: own[name] for name in inspect.signature(taker).parameters if name in own}
+    valid = {}
+    for name, value in arguments.items():
+        if name not in hints or name in _NO_SETTINGS:
+            raise ConfigError(
+                f"{name[:80]!r} is no setting of this kosmosg; use the one that knew it"
+            )
+        try:
+            valid[name] = TypeAdapter(hints[name], config=_LAX).validate_python(value)
+        except ValidationError as error:
+            reason = error.errors()[0]["msg"]
+            raise ConfigError(f"{name} = {str(value)[:80]!r}: {reason}") from None
+    for name, most in (
+        ("width", MAX_SIDE),
+        ("height", MAX_SIDE),
+        ("num_inference_steps", MAX_STEPS),
+    ):
+        if name in valid and not 1 <= (valid[name] or 1) <= most:
+            raise ConfigError(f"{name} is {valid[name]}; give 1 to {most}")
+    return valid
+
+
+def note(
+    pipe: KosmosGPipeline,
+    drawing: Drawing,
+    *,
+    model: str | Path,
+    dtype: DType,
+    index: int | None,
+) -> Note:
+    """Return what a picture's PNG says: all that `replay` needs and compares."""
+    directory = release.find(model)
+    from_conditions = bool(drawing.arguments.get("conditions"))
+    parts = DECODER if from_conditions else (*ENCODER, *DECODER)
+    chosen = sampler_of(pipe, drawing.arguments.get("scheduler"), drawing.arguments)
+    return Note(
+        version=VERSION,
+        prompt=pack(drawing.prompt),
+        seeds=list(drawing.seeds),
+        index=index,
+        arguments=pack(drawing.arguments),
+        load={"dtype": dtype, "device": pipe.device.type},
+        model=Model(name=directory.resolve().name, parts=hashes.of_parts(directory, parts)),
+        scheduler=Scheduler(name=type(chosen).__name__, sha256=_sha256_of_config(chosen)),
+        machine=Machine(
+            device=_device_name(pipe.device),
+            instructions=torch.backends.cpu.get_cpu_capability(),
+            threads=torch.get_num_threads(),
+        ),
+        versions={
+            name: version(name) for name in ("kosmosg", "torch", "diffusers", "transformers")
+        },
+    )
+
+
+def sheet(images: Sequence[Image.Image], gap: int = 4) -> Image.Image:
+    """Return the pictures side by side, as square an arrangement as their number allows."""
+    columns = math.ceil(math.sqrt(len(images)))
+    rows = math.ceil(len(images) / columns)
+    width, height = images[0].size
+    page = Image.new(
+        "RGB", (columns * (width + gap) - gap, rows * (height + gap) - gap), (255, 255, 255)
+    )
+    for index, image in enumerate(images):
+        row, column = divmod(index, columns)
+        page.paste(image, (column * (width + gap), row * (height + gap)))
+    return page
+
+
+def sampler_of(pipe: KosmosGPipeline, name: str | None, arguments: Mapping[str, Any]) -> Any:  # noqa: ANN401 -- any sampler of diffusers
+    """Return the sampler of that name, or the pipeline's own where there is none.
+
+    Raises:
+        ConfigError: If there is no such sampler, or it cannot make so many steps.
+    """
+    if name is None:
+        return pipe.scheduler
+    steps = arguments.get("num_inference_steps") or pipe.generation_config.num_inference_steps
+    return sampler(name, pipe.scheduler.config, num_inference_steps=steps)
+
+
+def read_conditions(files: Sequence[File], blend: float | None) -> Condition:
+    """Return the condition in a file, or what lies between those in two.
+
+    Raises:
+        CheckpointError: If a file is not a condition.
+        ConfigError: If there are more than two, or two and no blend.
+    """
+    if len(files) != 1 + (blend is not None):
+        raise ConfigError(
+            f"there are {len(files)} conditions and {'no' if blend is None else 'a'} blend; "
+            "give one condition, or two and the share of the second"
+        )
+    read = [conditions.load(file.path) for file in files]
+    return read[0] if blend is None else conditions.blend(read[0], read[1], blend)
+
+
+def _embeds(condition: Condition) -> dict[str, Any]:
+    given = {
+        "prompt_embeds": condition.prompt_embeds,
+        "negative_prompt_embeds": condition.negative_prompt_embeds,
+    }
+    known = inspect.signature(KosmosGPipeline.__call__).parameters
+    if condition.picture_prompt_embeds is not None and "picture_prompt_embeds" in known:
+        given["picture_prompt_embeds"] = condition.picture_prompt_embeds
+    return given
+
+
+def _sha256_of_config(scheduler: Any) -> str:  # noqa: ANN401 -- any sampler of diffusers
+    settings = {name: value for name, value in scheduler.config.items() if not name.startswith("_")}
+    return hashlib.sha256(json.dumps(settings, sort_keys=True, default=str).encode()).hexdigest()
+
+
+def _device_name(device: torch.device) -> str:
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type

@@ -1,0 +1,78 @@
+"""Which weights: a sha256 for each part of a model's directory."""
+
+import functools
+import hashlib
+from collections.abc import Iterable
+from pathlib import Path
+
+from kosmosg import release
+from kosmosg.errors import CheckpointError
+
+SUMS = "SHA256SUMS"
+
+
+def of_parts(directory: Path, parts: Iterable[str]) -> dict[str, str]:
+    """Return the sha256 of each part: of the sums and names of its files, in order of the names.
+
+    A directory may have a file SHA256SUMS, as `sha256sum` writes and checks it; files that have not
+    changed since are not read again. Otherwise a file is read once in a process.
+
+    Raises:
+        CheckpointError: If a file cannot be read.
+    """
+    known = _read_sums(directory / SUMS)
+    return {part: _of_part(directory / part, known) for part in parts}
+
+
+def of_file(path: Path) -> str:
+    """Return the sha256 of a file's bytes.
+
+    Raises:
+        CheckpointError: If it cannot be read.
+    """
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise CheckpointError(f"cannot read {path}: {error.strerror}; restore the file") from None
+
+
+def _of_part(folder: Path, known: dict[Path, str]) -> str:
+    paths = release.weight_files(folder)  # none: the tokenizer, which has no weights
+    paths = [*paths, folder / "config.json"] if paths else sorted(folder.glob("*"))
+    lines = [f"{known.get(path) or of_file_once(path)}  {path.name}\n" for path in sorted(paths)]
+    return hashlib.sha256("".join(lines).encode()).hexdigest()
+
+
+def of_file_once(path: Path) -> str:
+    """Return the sha256 of a file's bytes, read again only if the file has changed since.
+
+    Raises:
+        CheckpointError: If it cannot be read.
+    """
+    state = path.stat()
+    return _remembered(path, state.st_size, state.st_mtime_ns)
+
+
+@functools.cache
+def _remembered(path: Path, size: int, changed: int) -> str:
+    del size, changed  # another of either is another file
+    return of_file(path)
+
+
+def _read_sums(path: Path) -> dict[Path, str]:
+    """Return the sums of the files that are older than their list."""
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+        written = path.stat().st_mtime_ns
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"cannot read {path}: {error}; write it again or remove it") from None
+    sums = {}
+    for line in lines:
+        sha256, mark, name = line[:64], line[64:66], line[66:]
+        file = path.parent / name.removeprefix("./")
+        if mark in ("  ", " *") and file.is_file() and file.stat().st_mtime_ns <= written:
+            sums[file] = sha256
+    return sums
