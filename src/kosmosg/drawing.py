@@ -6,12 +6,13 @@ an argument of either, or of `KosmosGPipeline.__call__`, to which `draw` hands w
 know; pictures and files among them are `note.Picture` and `note.File`.
 """
 
+import functools
 import hashlib
 import inspect
 import json
 import math
 import typing
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -19,6 +20,7 @@ from typing import Any, Literal
 
 import torch
 from PIL import Image
+from pydantic import InstanceOf
 
 from kosmosg import conditions, hashes, release
 from kosmosg.conditions import Condition
@@ -144,6 +146,12 @@ def draw(
     scheduler: str | None = None,
     conditions: Sequence[File] = (),
     blend: float | None = None,
+    init_image: InstanceOf[Picture] | None = None,
+    strength: float | None = None,
+    mask: InstanceOf[Picture] | None = None,
+    controlnets: Sequence[File] = (),
+    control_images: Sequence[InstanceOf[Picture]] = (),
+    canny: bool = False,
     **arguments: Any,  # noqa: ANN401 -- of the pipeline's call
 ) -> list[Image.Image]:
     """Return one picture for each seed; noise is drawn on the CPU, whatever the device.
@@ -156,11 +164,35 @@ def draw(
         scheduler: One of `samplers.NAMES`; None is the model's own.
         conditions: One or two files that `kosmosg encode` wrote.
         blend: The share of the second of two.
+        init_image: What to start from; its middle is scaled to the size drawn, as of all pictures
+            here.
+        strength: How much of it is given up; None is the canvas's own.
+        mask: White is drawn anew, black stays.
+        controlnets: The weights in the directories of ControlNets.
+        control_images: What each of them reads.
+        canny: Whether that is the edges of these pictures.
         arguments: Of the pipeline's call.
 
     Raises:
         KosmosGError: If the arguments cannot work.
     """
+    call: Callable[..., Any] = pipe
+    if init_image is not None or controlnets:
+        from kosmosg.canvas import canvas_of, paint  # five pipelines of diffusers, seldom wanted
+
+        defaults = pipe.generation_config
+        width, height = arguments.get("width"), arguments.get("height")
+        canvas = canvas_of(
+            pipe,
+            (width or defaults.width, height or defaults.height),
+            init_image=None if init_image is None else init_image.image,
+            strength=strength,
+            mask=None if mask is None else mask.image,
+            controlnets=[file.path.parent for file in controlnets],
+            control_images=[picture.image for picture in control_images],
+            canny=canny,
+        )
+        call = functools.partial(paint, pipe, canvas)
     condition = read_conditions(conditions, blend) if conditions else encoded
     given = {"prompt": [prompt_of(prompt)]} if condition is None else _embeds(condition)
     if condition is not None:
@@ -168,7 +200,7 @@ def draw(
     own = pipe.scheduler
     pipe.scheduler = sampler_of(pipe, scheduler, arguments)
     try:
-        return pipe(
+        return call(
             **given,
             **arguments,
             num_images_per_prompt=len(seeds),

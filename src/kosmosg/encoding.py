@@ -8,8 +8,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from kosmosg import sequence
+from kosmosg.model.alignernet import FIRST_ROW
 from kosmosg.model.kosmosg import KosmosG
-from kosmosg.prompts import is_empty
+from kosmosg.prompts import check_length, is_empty
 from kosmosg.sequence import Encoded, Prompt
 from kosmosg.tokenizer import Tokenizer
 
@@ -33,6 +34,9 @@ class PromptEncoder:
 
         An empty prompt has the null condition.
 
+        Raises:
+            PromptError: If a prompt is longer than the model reads.
+
         Source:
             NUMERICS sections 2.1 and 7.
         """
@@ -40,6 +44,10 @@ class PromptEncoder:
         if not said:
             return self.null(model, tokenizer, device).expand(len(prompts), -1, -1)
         config = model.mllm.config
+        longest = model.aligner.config["max_positions"] - FIRST_ROW
+        for prompt in said:  # before the MLLM has spent minutes and gigabytes on it
+            length = sequence.length(prompt, tokenizer, num_latents=config["num_latents"])
+            check_length(length, longest)
         encoded = [
             sequence.encode(
                 prompt,

@@ -1,7 +1,12 @@
 """Pictures in and out: opening untrusted files, and the two views that the model looks at."""
 
+import re
+import stat
 import struct
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
 from typing import BinaryIO
@@ -22,6 +27,15 @@ CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 WHITE = (255, 255, 255, 255)
 
+_ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://|data:")
+_KINDS = (
+    (stat.S_ISDIR, "a directory"),
+    (stat.S_ISFIFO, "a pipe"),
+    (stat.S_ISSOCK, "a socket"),
+    (stat.S_ISCHR, "a device"),
+    (stat.S_ISBLK, "a device"),
+)
+
 # What Pillow's decoders raise on damaged bytes, found by fuzzing them.
 _DAMAGE = (
     OSError,
@@ -40,6 +54,14 @@ _DAMAGE = (
 )
 
 
+@dataclass(frozen=True, kw_only=True)
+class Look:
+    """What `open_image` leaves out of a picture: frames after the first, transparency."""
+
+    num_frames: int
+    transparent: float
+
+
 def open_image(source: str | Path | bytes | BinaryIO) -> Image.Image:
     """Return the picture of an untrusted file as upright RGB; of an animation, its first frame.
 
@@ -49,29 +71,30 @@ def open_image(source: str | Path | bytes | BinaryIO) -> Image.Image:
     Raises:
         PromptError: If it does not exist, is no picture, is damaged, or is too large or too thin.
     """
-    name = str(source) if isinstance(source, str | Path) else "the picture"
-    data = _read(source, name)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
-            image = Image.open(BytesIO(data), formats=FORMATS)
-        _check_size(image, name)
-        image.load()
-        return to_rgb(ImageOps.exif_transpose(image))
-    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        raise PromptError(_too_large(name)) from error
-    except Image.UnidentifiedImageError as error:
-        raise PromptError(
-            f"{name} is not a picture that can be read; save it as PNG or JPEG"
-        ) from error
-    except _DAMAGE as error:
-        raise PromptError(_damaged(name, error)) from error
+    with _open(source) as (image, name):
+        ImageOps.exif_transpose(image, in_place=True)
+        return to_rgb(image, name)
 
 
-def to_rgb(image: Image.Image) -> Image.Image:
+def look_at(source: str | Path | bytes | BinaryIO) -> Look:
+    """Return what there is in a file beside the picture that `open_image` returns.
+
+    Raises:
+        PromptError: As `open_image`.
+    """
+    with _open(source) as (image, _):
+        transparent = _transparent(image)
+        return Look(num_frames=getattr(image, "n_frames", 1), transparent=transparent)
+
+
+def to_rgb(image: Image.Image, name: str = "a picture") -> Image.Image:
     """Return a picture of any mode as 8-bit RGB, transparent parts on white.
 
-    White, because the pictures the model learnt from are cut out on white.
+    White, because the pictures the model learnt from are cut out on white. 16-bit pixels are
+    scaled, not clipped.
+
+    Args:
+        name: What a message calls it.
 
     Raises:
         PromptError: If its file turns out to be damaged, or its pixels are 32-bit numbers, of
@@ -80,20 +103,17 @@ def to_rgb(image: Image.Image) -> Image.Image:
     try:
         image.load()  # a file is decoded only now
     except _DAMAGE as error:
-        raise PromptError(_damaged("a picture", error)) from error
-    if image.mode == "RGB":
-        return image
-    if image.mode.startswith("I;16"):
-        grey = (np.asarray(image, np.float64) / 257).round().astype(np.uint8)
-        return Image.fromarray(grey).convert("RGB")
+        raise PromptError(_damaged(name, error)) from error
+    if _has_16_bits(image):
+        image = _grey_of_16_bits(image)
     if image.mode in ("I", "F"):
         raise PromptError(
-            f"a picture has 32-bit pixels (mode {image.mode}); save it as 8-bit PNG or JPEG"
+            f"{name} has 32-bit pixels (mode {image.mode}); save it as 8-bit PNG or JPEG"
         )
     if image.has_transparency_data:
         image = image.convert("RGBA")
         return Image.alpha_composite(Image.new("RGBA", image.size, WHITE), image).convert("RGB")
-    return image.convert("RGB")
+    return image if image.mode == "RGB" else image.convert("RGB")
 
 
 def clip_view(image: Image.Image, size: int = 224) -> Float[Tensor, "3 {size} {size}"]:
@@ -147,24 +167,93 @@ def _centre_square(image: Image.Image, size: int, resample: Image.Resampling) ->
     return np.asarray(image, np.float64)
 
 
+def is_address(text: str) -> bool:
+    """Return whether this is an address of the web, such as `https://...`."""
+    return _ADDRESS.match(text) is not None and len(text.split()) == 1
+
+
+def shown(source: str | Path) -> str:
+    """Return a file's name as a message shows it: quoted if it would break the line."""
+    name = str(source)
+    return name if name.isprintable() else ascii(name)
+
+
 def _read(source: str | Path | bytes | BinaryIO, name: str) -> bytes:
     if isinstance(source, bytes):
         data = source
     else:
         try:
             if isinstance(source, str | Path):
+                _check_kind(source, name)
                 with Path(source).open("rb") as file:
                     data = file.read(MAX_BYTES + 1)
             else:
                 data = source.read(MAX_BYTES + 1)
-        except OSError as error:
-            reason = error.strerror or error
+        except (OSError, ValueError) as error:  # ValueError: a name that no file can have
+            reason = getattr(error, "strerror", None) or error
             raise PromptError(f"cannot open {name}: {reason}; check the path") from error
     if len(data) > MAX_BYTES:
         raise PromptError(f"{name} has more than {MAX_BYTES // 2**20} MiB; make it smaller")
     if not data:
         raise PromptError(f"{name} is empty (0 bytes); save or download it again")
     return data
+
+
+def _check_kind(source: str | Path, name: str) -> None:
+    """Pass a regular file: reading a pipe or a device may never end."""
+    if is_address(str(source)):
+        raise PromptError(f"{name} is an address, and nothing is fetched; download the picture")
+    mode = Path(source).stat().st_mode
+    if not stat.S_ISREG(mode):
+        kind = next((kind for is_kind, kind in _KINDS if is_kind(mode)), "no file")
+        raise PromptError(f"{name} is {kind}, not a file with a picture; save the picture first")
+
+
+@contextmanager
+def _open(source: str | Path | bytes | BinaryIO) -> Iterator[tuple[Image.Image, str]]:
+    """Give a file's picture as Pillow decodes it, and its name; what is wrong is one error."""
+    name = shown(source) if isinstance(source, str | Path) else "the picture"
+    data = _read(source, name)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of odd tags, which are no part of the pixels
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            image = Image.open(BytesIO(data), formats=FORMATS)
+            _check_size(image, name)
+            image.load()
+            yield image, name
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        raise PromptError(_too_large(name)) from error
+    except Image.UnidentifiedImageError as error:
+        raise PromptError(
+            f"{name} is not a picture that can be read; save it as PNG or JPEG"
+        ) from error
+    except _DAMAGE as error:
+        raise PromptError(_damaged(name, error)) from error
+
+
+def _has_16_bits(image: Image.Image) -> bool:
+    # Of a PGM with more than 8 bits Pillow makes 32-bit numbers, scaled to 0..65535.
+    return image.mode.startswith("I;16") or (image.mode == "I" and image.format == "PPM")
+
+
+def _grey_of_16_bits(image: Image.Image) -> Image.Image:
+    """Return 8-bit grey, with transparency if one of the 65536 values stands for it."""
+    values = np.asarray(image, np.float64)
+    grey = Image.fromarray((values / 257).round().clip(0, 255).astype(np.uint8))
+    nothing = image.info.get("transparency")
+    if isinstance(nothing, int):
+        grey.putalpha(Image.fromarray(np.where(values == nothing, 0, 255).astype(np.uint8)))
+    return grey
+
+
+def _transparent(image: Image.Image) -> float:
+    """Return the part of the picture through which the ground is seen, 0 to 1."""
+    if _has_16_bits(image):
+        image = _grey_of_16_bits(image)
+    if not image.has_transparency_data:
+        return 0.0
+    return 1 - float(np.asarray(image.convert("RGBA").getchannel("A")).mean()) / 255
 
 
 def _check_size(image: Image.Image, name: str) -> None:

@@ -3,7 +3,6 @@
 A prompt is a str, a list of str and pictures, or a batch: a list of such lists.
 """
 
-import string
 from collections.abc import Sequence
 from difflib import get_close_matches
 
@@ -13,6 +12,8 @@ from kosmosg.errors import PromptError
 from kosmosg.sequence import Prompt
 from kosmosg.tokenizer import FIRST_SYMBOLS, LAST_SYMBOLS, SPACE, Tokenizer
 
+MAX_NAMED = 5
+MARKS = ",.;:!?\"'()"  # what may stand at a word without being part of it
 Prompts = str | Prompt | Sequence[Prompt]
 
 
@@ -65,6 +66,19 @@ def check_prompt(prompt: Prompt, tokenizer: Tokenizer, *, max_pictures: int) -> 
     check_words(texts, tokenizer)
 
 
+def check_length(length: int, max_length: int) -> None:
+    """Pass the length of a sequence that the model has positions for.
+
+    Raises:
+        PromptError: Naming both.
+    """
+    if length > max_length:
+        raise PromptError(
+            f"the prompt has {length} positions, this model reads at most {max_length}; "
+            "use fewer words or pictures"
+        )
+
+
 def is_empty(prompt: Prompt) -> bool:
     """Return whether the prompt has neither a picture nor a word."""
     return all(isinstance(part, str) and not part.strip() for part in prompt)
@@ -77,15 +91,18 @@ def check_words(texts: Sequence[str], tokenizer: Tokenizer) -> None:
         PromptError: Naming the unknown words, and known ones that look like them.
     """
     words = [word for text in texts for word in tokenizer.unknown_words(text)]
-    unknown = list(dict.fromkeys(word.strip(string.punctuation) or word for word in words))
+    unknown = list(dict.fromkeys(word.strip(MARKS) or word for word in words))
     if not unknown:
         return
     ids = range(len(FIRST_SYMBOLS), tokenizer.vocab_size - len(LAST_SYMBOLS))
     known = [tokenizer.symbol(index).removeprefix(SPACE) for index in ids]
-    near = [match for word in unknown for match in get_close_matches(word, known, n=2)]
+    # Of a few only: to look a long text's words up among 64,000 pieces would take hours.
+    named = [word[:60] for word in unknown[:MAX_NAMED]]
+    near = [match for word in named for match in get_close_matches(word, known, n=2)]
     remedy = f"did you mean {', '.join(dict.fromkeys(near))}?" if near else "use other words"
+    more = f" and {len(unknown) - MAX_NAMED} more" if len(unknown) > MAX_NAMED else ""
     raise PromptError(
-        f"the model does not know {', '.join(repr(word) for word in unknown)} "
+        f"the model does not know {', '.join(repr(word) for word in named)}{more} "
         f"(its vocabulary has {len(known)} pieces); {remedy}"
     )
 

@@ -55,6 +55,15 @@ class GenerationConfig:
     max_pictures: int = 8
 
 
+@dataclass(frozen=True, kw_only=True)
+class Sizes:
+    """What decides how long a prompt becomes, and how long it may be."""
+
+    num_latents: int
+    image_size: int
+    max_length: int
+
+
 def find(name_or_path: str | os.PathLike[str]) -> Path:
     """Return the directory of a shipped model (`nano`; write `./nano` for one of yours) or a path.
 
@@ -142,6 +151,25 @@ def weight_files(folder: Path, *, variant: str | None = None) -> list[Path]:
     ]
 
 
+def read_sizes(directory: Path) -> Sizes:
+    """Return what a model's configuration says about the sequences it reads.
+
+    Raises:
+        CheckpointError: If a configuration is missing or damaged.
+    """
+    mllm, aligner = (read_part_config(directory, part) for part in ("mllm", "aligner"))
+    try:
+        return Sizes(
+            num_latents=mllm["num_latents"],
+            image_size=mllm["image_size"],
+            max_length=aligner["max_positions"] - 2,  # AlignerNet's table starts two rows in
+        )
+    except (KeyError, TypeError) as error:
+        raise CheckpointError(
+            f"config.json of mllm or aligner in {directory} lacks {error}; {remedy(directory)}"
+        ) from None
+
+
 def read_part_config(directory: Path, part: str) -> dict[str, Any]:
     """Return the config.json of one part.
 
@@ -151,6 +179,8 @@ def read_part_config(directory: Path, part: str) -> dict[str, Any]:
     path = directory / part / "config.json"
     try:
         return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise CheckpointError(f"{path} is missing; {remedy(directory)}") from None
     except (OSError, ValueError) as error:
         raise CheckpointError(f"cannot read {path}: {error}; {remedy(directory)}") from None
 

@@ -92,6 +92,13 @@ def encode(prompt: Prompt, tokenizer: Tokenizer, *, num_latents: int, image_size
     )
 
 
+def length(prompt: Prompt, tokenizer: Tokenizer, *, num_latents: int) -> int:
+    """Return how many positions `encode` would give a prompt, without looking at its pictures."""
+    snippets = (len(tokenizer.encode(part)) for part in prompt if isinstance(part, str))
+    num_pictures = sum(not isinstance(part, str) for part in prompt)
+    return 1 + sum(snippets) + num_pictures * (num_latents + 2)
+
+
 def encode_document(
     document: Prompt, tokenizer: Tokenizer, *, num_latents: int, image_size: int
 ) -> Encoded:

@@ -33,7 +33,7 @@ def checked(arguments: Mapping[str, Any], *takers: Callable[..., Any]) -> dict[s
     """
     hints: dict[str, Any] = {}
     for taker in reversed(takers):
-        own = typing.get_type_hints(inspect.unwrap(taker))
+        own = typing.get_type_hints(inspect.unwrap(taker), include_extras=True)
         hints |= {name: own[name] for name in inspect.signature(taker).parameters if name in own}
     valid = {}
     for name, value in arguments.items():

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from sentencepiece import SentencePieceProcessor, SentencePieceTrainer
 
-from kosmosg.errors import CheckpointError
+from kosmosg.errors import CheckpointError, PromptError
 
 MODEL_FILE = "sentencepiece.bpe.model"
 DICTIONARY_FILE = "dict.txt"
@@ -95,7 +95,18 @@ class Tokenizer:
         )
 
     def pieces(self, text: str) -> list[str]:
-        """Return the pieces that `text` is cut into, known or not."""
+        """Return the pieces that `text` is cut into, known or not.
+
+        Raises:
+            PromptError: If it holds half a character (a lone surrogate), which no text can.
+        """
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            raise PromptError(
+                f"character {error.start + 1} of {text[:60]!r} is half a character "
+                f"(U+{ord(text[error.start]):04X}); give the text as UTF-8"
+            ) from None
         return self._processor.encode(text, out_type=str)
 
     def encode(self, text: str) -> list[int]:

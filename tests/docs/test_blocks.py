@@ -19,6 +19,8 @@ PAGES = ["README.md"] + [
     for name in (
         "index",
         "quickstart",
+        "tools",
+        "input",
         "replay",
         "convert",
         "training",

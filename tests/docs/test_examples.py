@@ -11,6 +11,7 @@ WRITES = {
     "conditions": 3,
     "picture_in_prompt": 1,
     "stable_diffusion": 1,
+    "tools": 4,
     "watch": 1,
 }
 

@@ -1,4 +1,7 @@
 import io
+import os
+import socket
+import struct
 import zlib
 from collections.abc import Callable
 from pathlib import Path
@@ -12,7 +15,7 @@ from PIL import Image
 
 from kosmosg import images
 from kosmosg.errors import PromptError
-from kosmosg.images import clip_view, decoder_view, open_image, to_pil, to_rgb
+from kosmosg.images import Look, clip_view, decoder_view, look_at, open_image, to_pil, to_rgb
 
 RED, WHITE = (255, 0, 0), (255, 255, 255)
 
@@ -53,9 +56,53 @@ def test_cmyk_jpeg() -> None:
     assert (abs(red.astype(int) - RED) < 4).all()
 
 
-def test_16_bit_grey_keeps_its_range() -> None:
-    grey = Image.fromarray(np.array([[0, 257, 65535]], np.uint16).repeat(2, 0))
-    assert np.asarray(open_image(saved(grey)))[0, :, 0].tolist() == [0, 1, 255]
+DEEP = np.array([0, 257, 32896, 65535], ">u2")  # a byte twice each: 0, 1, 128, 255
+
+
+def png(bits: int, colour: int, pixels: np.ndarray, nothing: bytes = b"") -> bytes:
+    """A PNG of one row; `nothing` is the colour that stands for transparency."""
+
+    def chunk(kind: bytes, body: bytes) -> bytes:
+        return (
+            struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+        )
+
+    channels = {0: 1, 2: 3, 4: 2, 6: 4}[colour]
+    header = struct.pack(">IIBBBBB", pixels.size // channels, 1, bits, colour, 0, 0, 0)
+    row = zlib.compress(b"\0" + pixels.tobytes())
+    return (
+        b"\x89PNG\r\n\x1a\n"
+        + chunk(b"IHDR", header)
+        + (chunk(b"tRNS", nothing) if nothing else b"")
+        + chunk(b"IDAT", row)
+        + chunk(b"IEND", b"")
+    )
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        png(16, 0, DEEP),
+        saved(Image.fromarray(DEEP.astype(np.uint16)[None].repeat(4, 0)), "TIFF"),
+        saved(Image.frombytes("I;16B", (4, 4), DEEP.tobytes() * 4), "TIFF"),
+        b"P5 4 1 65535\n" + DEEP.tobytes(),
+        png(16, 2, DEEP.repeat(3)),
+        png(16, 4, np.stack([DEEP, DEEP | 0xFFFF], -1)),
+        png(16, 6, np.stack([DEEP] * 3 + [DEEP | 0xFFFF], -1)),
+    ],
+    ids=["png grey", "tiff", "big-endian tiff", "pgm", "png rgb", "png grey alpha", "png rgba"],
+)
+def test_16_bits_are_scaled_not_clipped(data: bytes) -> None:
+    assert np.asarray(open_image(data))[0].tolist() == [[value] * 3 for value in (0, 1, 128, 255)]
+
+
+def test_a_colour_that_stands_for_transparency_is_white() -> None:
+    grey = png(8, 0, np.array([0, 100], np.uint8), struct.pack(">H", 100))
+    deep = png(16, 0, np.array([0, 30000], ">u2"), struct.pack(">H", 30000))
+    colour = png(8, 2, np.array([0, 0, 0, 9, 8, 7], np.uint8), struct.pack(">HHH", 9, 8, 7))
+    for data in (grey, deep, colour):
+        assert list(open_image(data).get_flattened_data()) == [(0, 0, 0), WHITE]
+        assert look_at(data) == Look(num_frames=1, transparent=0.5)
 
 
 @pytest.mark.parametrize("mode", ["I", "F"])
@@ -84,10 +131,28 @@ def test_a_photograph_taken_on_its_side_stands_upright() -> None:
     assert np.array_equal(np.asarray(turned), np.rot90(np.asarray(gradient(40, 30)), -1))
 
 
-def test_of_an_animation_the_first_frame() -> None:
+@pytest.mark.parametrize("kind", ["GIF", "PNG", "WEBP", "TIFF"])
+def test_of_an_animation_the_first_frame(kind: str) -> None:
     frames = [Image.new("RGB", (8, 8), colour) for colour in ("red", "blue")]
-    data = saved(frames[0], "GIF", save_all=True, append_images=frames[1:])
+    options = {"lossless": True} if kind == "WEBP" else {}
+    data = saved(frames[0], kind, save_all=True, append_images=frames[1:], **options)
     assert set(open_image(data).get_flattened_data()) == {RED}
+    assert look_at(data) == Look(num_frames=2, transparent=0.0)
+
+
+def test_how_much_of_a_picture_is_transparent() -> None:
+    image = Image.new("RGBA", (4, 1), (*RED, 255))
+    image.putpixel((0, 0), (*RED, 0))
+    assert look_at(saved(image)) == Look(num_frames=1, transparent=0.25)
+    assert look_at(JPEG) == Look(num_frames=1, transparent=0.0)
+
+
+def test_odd_tags_are_no_reason_to_refuse_or_to_warn() -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    data = bytearray(saved(gradient(), "JPEG", exif=exif))
+    data[36] ^= 0xFF  # the size of the tags
+    assert open_image(bytes(data)).mode == "RGB"
 
 
 def bomb(width: int, height: int) -> bytes:
@@ -100,6 +165,36 @@ def bomb(width: int, height: int) -> bytes:
     header = width.to_bytes(4, "big") + height.to_bytes(4, "big") + b"\x08\x02\x00\x00\x00"
     body = zlib.compress(bytes(1000))
     return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", body)
+
+
+SIDE = struct.pack("<H", 50000)
+BOMBS = {
+    "bmp": b"BM"
+    + struct.pack("<IHHI", 99, 0, 0, 54)
+    + struct.pack("<IiiHHIIiiII", 40, 50000, 50000, 1, 24, 0, 0, 0, 0, 0, 0),
+    "gif": b"GIF89a" + SIDE * 2 + b"\0\0\0,\0\0\0\0" + SIDE * 2 + b"\0\x08\x01\0\0;",
+    "small frame of a large gif": b"GIF89a"
+    + SIDE * 2
+    + b"\0\0\0,\0\0\0\0\x01\0\x01\0\0\x08\x01\0\0;",
+    "ppm": b"P6 50000 50000 255\n123",
+    "tiff": saved(Image.new("L", (2, 3)), "TIFF")
+    .replace(struct.pack("<HHII", 256, 4, 1, 2), struct.pack("<HHII", 256, 4, 1, 50000))
+    .replace(struct.pack("<HHII", 257, 4, 1, 3), struct.pack("<HHII", 257, 4, 1, 50000)),
+    "jpeg": saved(Image.new("L", (8, 8)), "JPEG").replace(
+        b"\xff\xc0\0\x0b\x08\0\x08\0\x08", b"\xff\xc0\0\x0b\x08\xc3\x50\xc3\x50"
+    ),
+    "webp": saved(Image.new("L", (8, 8)), "WEBP").replace(
+        b"\x9d\x01\x2a\x08\0\x08\0",
+        b"\x9d\x01\x2a\xff\x3f\xff\x3f",  # 16383, the most it can say
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", BOMBS)
+def test_a_bomb_of_any_kind_is_refused_before_it_is_decoded(kind: str) -> None:
+    assert len(BOMBS[kind]) < 1000
+    with pytest.raises(PromptError, match="more than 64 million pixels; make it smaller"):
+        open_image(BOMBS[kind])
 
 
 HOSTILE: dict[str, tuple[bytes, str]] = {
@@ -129,8 +224,65 @@ def test_hostile_files_get_one_line_with_their_name(tmp_path: Path, name: str) -
 def test_a_missing_file_and_a_directory_are_named(tmp_path: Path) -> None:
     with pytest.raises(PromptError, match=r"cannot open .*none.png: No such file .*; check"):
         open_image(tmp_path / "none.png")
-    with pytest.raises(PromptError, match=r"cannot open .*: Is a directory; check the path"):
+    with pytest.raises(PromptError, match=r"is a directory, not a file with a picture; save"):
         open_image(tmp_path)
+    with pytest.raises(PromptError, match=r"cannot open 'a\\x00b.png': embedded null"):
+        open_image("a\0b.png")
+
+
+def test_pipes_sockets_and_devices_are_not_read(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)  # a socket's name has at most 107 bytes
+    os.mkfifo("pipe.png")
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind("socket.png")
+        for name, kind in (
+            ("pipe.png", "a pipe"),
+            ("socket.png", "a socket"),
+            ("/dev/zero", "a device"),
+        ):
+            with pytest.raises(PromptError, match=f"{name} is {kind}, not a file with a picture"):
+                open_image(name)
+
+
+@pytest.mark.parametrize("address", ["https://example.org/cat.png", "file:///cat.png", "data:,x"])
+def test_an_address_is_not_fetched(address: str) -> None:
+    with pytest.raises(PromptError, match="is an address, and nothing is fetched; download"):
+        open_image(address)
+
+
+@pytest.fixture
+def nobody():
+    """No rights of root, who may read everything."""
+    root = os.geteuid() == 0
+    if root:
+        os.seteuid(65534)
+    yield
+    if root:
+        os.seteuid(0)
+
+
+def test_a_file_that_may_not_be_read(tmp_path: Path, request: pytest.FixtureRequest) -> None:
+    path = tmp_path / "secret.png"
+    path.write_bytes(PNG)
+    path.chmod(0)
+    request.getfixturevalue("nobody")
+    with pytest.raises(PromptError, match=r"cannot open .*secret.png: Permission denied; check"):
+        open_image(path)
+
+
+@pytest.mark.parametrize(
+    "name", ["a cat.png", "кошка.png", "猫 1.png", "a\ncat.png", "a\udcffb.png"]
+)
+def test_a_file_of_any_name_is_read_and_named_in_one_line(tmp_path: Path, name: str) -> None:
+    path = tmp_path / name
+    path.write_bytes(PNG)
+    assert open_image(path).size == (40, 30)
+    path.write_bytes(b"")
+    with pytest.raises(PromptError) as raised:
+        open_image(str(path))
+    message = str(raised.value)
+    assert message.isprintable()
+    assert (name if name.isprintable() else ascii(name)[1:-1]) in message
 
 
 def test_a_file_of_too_many_bytes_is_not_read(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -139,8 +291,11 @@ def test_a_file_of_too_many_bytes_is_not_read(monkeypatch: pytest.MonkeyPatch) -
         open_image(bytes(2**20 + 1))
 
 
-@settings(max_examples=150)
-@given(data=st.sampled_from([PNG, JPEG, saved(gradient(), "GIF")]), draw=st.data())
+OTHERS = [saved(gradient(), kind) for kind in ("GIF", "WEBP", "TIFF", "BMP", "PPM")]
+
+
+@settings(max_examples=300)
+@given(data=st.sampled_from([PNG, JPEG, *OTHERS]), draw=st.data())
 def test_damaged_bytes_are_a_picture_or_one_error(data: bytes, draw: st.DataObject) -> None:
     damaged = bytearray(data)
     for _ in range(draw.draw(st.integers(1, 8))):

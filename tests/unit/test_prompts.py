@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from kosmosg.errors import PromptError
-from kosmosg.prompts import as_batch, check_prompt, is_empty
+from kosmosg.prompts import as_batch, check_length, check_prompt, is_empty
 from kosmosg.tokenizer import Tokenizer
 
 PICTURE = Image.new("RGB", (8, 8))
@@ -84,3 +84,22 @@ def test_unknown_words_are_named_with_known_ones_that_look_alike(tokenizer):
 def test_without_anything_alike_the_remedy_is_another_word(tokenizer):
     with pytest.raises(PromptError, match="use other words"):
         check_prompt(["xylophone"], tokenizer, max_pictures=8)
+
+
+def test_a_flood_of_unknown_words_is_a_short_line(tokenizer):
+    with pytest.raises(PromptError, match=r"'w4' and 19995 more \(its") as error:
+        check_prompt(
+            [" ".join(f"w{number}" for number in range(20_000))], tokenizer, max_pictures=8
+        )
+    assert len(str(error.value)) < 200
+
+
+def test_half_a_character_is_no_text(tokenizer):
+    with pytest.raises(PromptError, match=r"character 1 of .* is half a character \(U\+DCFF\)"):
+        check_prompt(["a \udcff"], tokenizer, max_pictures=8)
+
+
+def test_the_length_and_its_limit_are_named():
+    check_length(254, 254)
+    with pytest.raises(PromptError, match=r"has 255 positions, this model reads at most 254; use"):
+        check_length(255, 254)

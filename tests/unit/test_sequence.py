@@ -17,6 +17,7 @@ from kosmosg.sequence import (
     decode,
     encode,
     encode_document,
+    length,
     null,
 )
 from toys.parts import IMAGE_SIZE, NUM_LATENTS, TOKENIZER
@@ -186,3 +187,8 @@ def test_moving_a_batch_casts_only_its_pictures() -> None:
     wordy = collate([encoded(["a"])], pad_id=PAD).to("cpu", torch.bfloat16)
     assert wordy.pixel_values is None
     assert wordy.labels is None
+
+
+@given(prompts)
+def test_the_length_is_known_without_encoding(prompt: list[str | Image.Image]) -> None:
+    assert length(prompt, TOKENIZER, num_latents=NUM_LATENTS) == len(encoded(prompt).input_ids)

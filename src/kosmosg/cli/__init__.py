@@ -8,6 +8,7 @@ typer.Exit(code).
 """
 
 import errno
+import io
 import os
 import sys
 from collections.abc import Sequence
@@ -40,6 +41,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Args:
         arguments: The words after `kosmosg`; None takes them from the process.
     """
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="surrogateescape")  # the name of a file may be any bytes
     arguments = list(sys.argv[1:] if arguments is None else arguments) or ["--help"]
     command = typer.main.get_command(app)
     try:
@@ -61,6 +64,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return PIPE_CLOSED
     except OSError as error:
         return _fail(_system(error), FAILED)
+    except (ImportError, RuntimeError) as error:
+        # diffusers makes RuntimeErrors of failed imports, such as those of a broken torchvision.
+        if isinstance(error, RuntimeError) and not str(error).startswith("Failed to import"):
+            raise
+        return _fail(f"a library does not import ({error}); run kosmosg doctor", FAILED)
     return 0
 
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from kosmosg.cli.canvas import Canny, ControlImages, ControlNets, InitImage, Mask, Strength
 from kosmosg.cli.jobs import (
     Job,
     check_job,
@@ -102,6 +103,12 @@ def generate(
         float | None,
         typer.Option(min=0, max=1, help="Share of the second of two conditions."),
     ] = None,
+    init_image: InitImage = None,
+    strength: Strength = None,
+    mask: Mask = None,
+    controlnet: ControlNets = None,
+    control_image: ControlImages = None,
+    canny: Canny = False,
     batch: Annotated[
         Path | None,
         typer.Option(
@@ -135,6 +142,7 @@ def generate(
       kosmosg generate "a red creature in the snow"
       kosmosg generate "a creature" me.png "in the snow" -o snow.png
       kosmosg generate me.png "and" you.png "on the beach" -n 4 --seed 7
+      kosmosg generate me.png "at night" --init-image photo.png --mask mask.png
       kosmosg generate --batch prompts.jsonl --resume
 
     Each PNG carries its prompt, seeds and settings, as JSON in its text: `kosmosg replay` draws it
@@ -153,6 +161,12 @@ def generate(
         size=size,
         condition=tuple(condition or ()),
         blend=blend,
+        init_image=init_image,
+        strength=strength,
+        mask=mask,
+        controlnet=tuple(controlnet or ()),
+        control_image=tuple(control_image or ()),
+        canny=canny,
     )
     if batch is None:
         jobs = [job_of(parts or (), output, options)]

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from kosmosg import config
+from kosmosg.cli.canvas import canvas_pictures, note_scaling
 from kosmosg.cli.options import Options, arguments
 from kosmosg.cli.prompt import open_picture, read_parts
 from kosmosg.errors import ConfigError, KosmosGError
@@ -107,9 +108,10 @@ def drawing_of(job: Job, directory: Path) -> "Drawing":
     from kosmosg import release
     from kosmosg.drawing import Drawing
 
-    prompt: list[str | Picture] = []
-    for part in job.said:
-        prompt += [open_picture(str(part))] if isinstance(part, Path) else read_parts([part])
+    typed = iter(read_parts([part for part in job.said if isinstance(part, str)]))
+    prompt = [
+        open_picture(str(part)) if isinstance(part, Path) else next(typed) for part in job.said
+    ]
     seeds = [job.seed + index for index in range(job.options.num_images)]
     settings = arguments(job.options, release.read_generation_config(directory))
     return Drawing(prompt=prompt, seeds=seeds, arguments=settings)
@@ -121,14 +123,16 @@ def check_job(job: Job, directory: Path) -> None:
     Raises:
         KosmosGError: Naming the prompt's, output's or setting's fault.
     """
-    from kosmosg import conditions, release
+    from kosmosg import conditions, release, sequence
     from kosmosg.cli.output import check_output
-    from kosmosg.prompts import check_prompt, check_words
+    from kosmosg.prompts import check_length, check_prompt, check_words
     from kosmosg.tokenizer import Tokenizer
 
     drawn = drawing_of(job, directory)
     files: list[File] = drawn.arguments.get("conditions", [])
-    inputs = [part.path for part in drawn.prompt if isinstance(part, Picture)]
+    pictures = [part for part in drawn.prompt if isinstance(part, Picture)]
+    inputs = [picture.path for picture in (*pictures, *canvas_pictures(drawn.arguments))]
+    note_scaling(drawn.arguments)
     for path in outputs(job):
         check_output(path, inputs)
     for file in files:
@@ -138,6 +142,10 @@ def check_job(job: Job, directory: Path) -> None:
         tokenizer = Tokenizer.from_pretrained(directory / "tokenizer")
         check_prompt(prompt_of(drawn.prompt), tokenizer, max_pictures=max_pictures)
         check_words([job.options.negative_prompt or ""], tokenizer)
+        sizes = release.read_sizes(directory)
+        for prompt in (prompt_of(drawn.prompt), [job.options.negative_prompt or ""]):
+            length = sequence.length(prompt, tokenizer, num_latents=sizes.num_latents)
+            check_length(length, sizes.max_length)
 
 
 def outputs(job: Job) -> list[Path]:

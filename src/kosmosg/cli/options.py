@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from kosmosg.cli.canvas import canvas_arguments, check_canvas
 from kosmosg.errors import ConfigError
 from kosmosg.note import MAX_IMAGES, MAX_SEED, MAX_SIDE, MAX_STEPS
 
@@ -64,6 +65,12 @@ class Options:
     size: str | None = None
     condition: tuple[str, ...] = ()
     blend: float | None = None
+    init_image: str | None = None
+    strength: float | None = None
+    mask: str | None = None
+    controlnet: tuple[str, ...] = ()
+    control_image: tuple[str, ...] = ()
+    canny: bool = False
 
     def __post_init__(self) -> None:
         from kosmosg.samplers import check_name
@@ -73,11 +80,13 @@ class Options:
             ("seed", 0, MAX_SEED + 1 - self.num_images),
             ("steps", 1, MAX_STEPS),
             ("blend", 0, 1),
+            ("strength", 0, 1),
         ):
             value = getattr(self, name)
             if value is not None and not low <= value <= most:
                 raise ConfigError(f"{name} is {value}; give {low} to {most}")
         _parse_size(self.size)
+        check_canvas(self)
         if self.scheduler is not None:
             check_name(self.scheduler)
         if self.condition and self.negative_prompt is not None:
@@ -115,7 +124,7 @@ def arguments(options: Options, defaults: "GenerationConfig") -> dict[str, Any]:
         paths = [Path(name) for name in options.condition]
         given["conditions"] = [File(path=path, sha256=of_file(path)) for path in paths]
         given["blend"] = options.blend
-    return given
+    return given | canvas_arguments(options)
 
 
 def let_threads_sleep() -> None:
@@ -132,6 +141,9 @@ def hide_loading_bars() -> None:
     from diffusers.utils import logging
 
     logging.disable_progress_bar()
+    from transformers.utils import logging as processors
+
+    processors.set_verbosity_error()  # diffusers' pipelines import some that want torchvision
 
 
 def _parse_size(size: str | None) -> tuple[int | None, int | None]:

@@ -1,22 +1,31 @@
 """Words and pictures as they are typed: a file that is a picture is one, all else is words."""
 
 import hashlib
+import stat
 from collections.abc import Sequence
 from pathlib import Path
 
 from kosmosg.errors import PromptError
 from kosmosg.note import Picture
 
+MAX_PICTURES = 64
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".ppm")
 
 
 def read_parts(arguments: Sequence[str]) -> list[str | Picture]:
-    """Return the words and pictures that the arguments are.
+    """Return the words and pictures that the arguments are; a file named twice is opened once.
 
     Raises:
-        PromptError: If an argument is the path of a picture that does not exist or is damaged.
+        PromptError: If an argument is the path of a picture that does not exist or is damaged, or
+            there are more than any model takes.
     """
-    return [open_picture(word) if _names_a_picture(word) else word for word in arguments]
+    names = [word for word in arguments if _names_a_picture(word)]
+    if len(names) > MAX_PICTURES:
+        raise PromptError(
+            f"the prompt has {len(names)} pictures; more than {MAX_PICTURES} are not even opened"
+        )
+    opened = {name: open_picture(name) for name in dict.fromkeys(names)}
+    return [opened.get(word, word) for word in arguments]
 
 
 def open_picture(name: str) -> Picture:
@@ -36,17 +45,28 @@ def open_picture(name: str) -> Picture:
 
 
 def _names_a_picture(argument: str) -> bool:
+    from kosmosg.images import is_address
+
+    if argument == "-" or is_address(argument):
+        what = "an address" if argument != "-" else "standard input"
+        raise PromptError(f"{argument[:60]!r} is {what}; save the picture and name the file")
     looks = argument.lower().endswith(SUFFIXES)
     try:
-        exists = Path(argument).is_file()
-    except OSError:  # too long for a name
-        exists = False
-    if looks and not exists:
+        mode = Path(argument).stat().st_mode
+    except (FileNotFoundError, NotADirectoryError, ValueError):
+        mode = None
+    except OSError:  # too long for a name, or may not be looked at
+        mode = stat.S_IFREG if looks and len(argument) < 256 else None
+    if looks and mode is None:
         raise PromptError(
-            f"{argument!r} looks like a picture, but there is no such file; check the path "
+            f"{argument[-60:]!r} looks like a picture, but there is no such file; check the path "
             "(words must not end like the name of a picture)"
         )
-    return exists and (looks or _holds_a_picture(Path(argument)))
+    if mode is None or looks:
+        return looks
+    if stat.S_ISREG(mode):
+        return _holds_a_picture(Path(argument))
+    return not stat.S_ISDIR(mode)  # a directory may have the name of a word; a device has not
 
 
 def _holds_a_picture(path: Path) -> bool:

@@ -1,8 +1,7 @@
 """`kosmosg inspect`: how a prompt becomes a sequence; `kosmosg doctor`: is all installed well."""
 
 import json
-from collections.abc import Iterator, Sequence
-from pathlib import Path
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -36,31 +35,33 @@ def inspect(
     words = read_parts(parts)
 
     from kosmosg import release, sequence
+    from kosmosg.cli.oddities import oddities
+    from kosmosg.images import shown
     from kosmosg.tokenizer import Tokenizer
 
     directory = release.find(model)
     max_pictures = release.read_generation_config(directory).max_pictures
     tokenizer = Tokenizer.from_pretrained(directory / "tokenizer")
-    sizes = _sizes(directory)
+    sizes = release.read_sizes(directory)
     encoded = sequence.encode(
         prompt_of(words),
         tokenizer,
-        num_latents=sizes["num_latents"],
-        image_size=sizes["image_size"],
+        num_latents=sizes.num_latents,
+        image_size=sizes.image_size,
     )
     pictures = [part for part in words if isinstance(part, Picture)]
     report = {
         "model": model,
         "length": len(encoded.input_ids),
-        "max_length": sizes["max_length"],
+        "max_length": sizes.max_length,
         "pictures": [
-            {"file": str(one.path), "width": one.image.width, "height": one.image.height}
+            {"file": shown(one.path), "width": one.image.width, "height": one.image.height}
             for one in pictures
         ],
         "max_pictures": max_pictures,
         "sequence": list(_rows(encoded, tokenizer)),
     }
-    report["warnings"] = list(_warnings(words, tokenizer, report, sizes["image_size"]))
+    report["warnings"] = list(oddities(words, tokenizer, sizes, max_pictures=max_pictures))
     print(json.dumps(report, indent=2, ensure_ascii=False) if as_json else _table(report))
 
 
@@ -81,17 +82,6 @@ def doctor() -> None:
         raise typer.Exit(1)
 
 
-def _sizes(directory: Path) -> dict[str, int]:
-    from kosmosg.release import read_part_config
-
-    mllm, aligner = (read_part_config(directory, part) for part in ("mllm", "aligner"))
-    return {
-        "num_latents": mllm["num_latents"],
-        "image_size": mllm["image_size"],
-        "max_length": aligner["max_positions"] - 2,  # the table starts two rows in
-    }
-
-
 def _rows(encoded: "Encoded", tokenizer: "Tokenizer") -> Iterator[dict[str, Any]]:
     """Yield one row for each id, and one for all slots of a picture."""
     picture = 0
@@ -103,34 +93,6 @@ def _rows(encoded: "Encoded", tokenizer: "Tokenizer") -> Iterator[dict[str, Any]
             picture += 1
             num_slots = slots.index(False, position) - position
             yield {"position": position, "slots": num_slots, "picture": picture}
-
-
-def _warnings(
-    words: Sequence[str | Picture],
-    tokenizer: "Tokenizer",
-    report: dict[str, Any],
-    image_size: int,
-) -> Iterator[str]:
-    from kosmosg.errors import PromptError
-    from kosmosg.prompts import check_prompt
-
-    try:
-        check_prompt(prompt_of(words), tokenizer, max_pictures=report["max_pictures"])
-    except PromptError as error:
-        yield str(error)
-    if report["length"] > report["max_length"]:
-        yield f"the model reads at most {report['max_length']} positions; shorten the prompt"
-    for part in words:
-        if isinstance(part, Picture):
-            yield from _picture_warnings(part, image_size)
-
-
-def _picture_warnings(picture: Picture, image_size: int) -> Iterator[str]:
-    short, long = sorted(picture.image.size)
-    if short < image_size:
-        yield f"{picture.path} is enlarged: its shorter side is {short} of {image_size} pixels"
-    if short < 0.75 * long:
-        yield f"{picture.path}: only its centre square is seen, {short / long:.0%} of it"
 
 
 def _table(report: dict[str, Any]) -> str:

@@ -1,11 +1,12 @@
 """`kosmosg inspect`: the sequence of a prompt, and what is odd about it."""
 
 import json
+import shutil
 
 import pytest
 from PIL import Image
 
-from toys.model import NUM_LATENTS
+from toys.model import NUM_LATENTS, toy_picture
 
 
 @pytest.fixture
@@ -38,13 +39,25 @@ def test_the_sequence_is_shown_piece_by_piece(inspect, here):
         (["a zebra"], "does not know 'zebra'"),
         (["cat.png"] * 9, "9 pictures"),
         ([" "], "the prompt is empty"),
-        (["a cat " * 200], "at most 254 positions"),
+        (["a cat " * 200], "401 positions, this model reads at most 254"),
         (["dog.jpg"], "only its centre square is seen, 47% of it"),
         (["small.png"], "small.png is enlarged: its shorter side is 8 of 32 pixels"),
+        (["small.png"], "small.png has a single colour; there is nothing to see in it"),
+        (["half.png"], "half.png is transparent, 50% of it; white is seen there"),
+        (["moving.gif"], "moving.gif has 2 frames; only the first is seen"),
+        (["cat.png", "and", "dog.jpg", "cat.png"], "pictures 1 and 3 are the same (cat.png)"),
+        (["cat.png", "copy.png"], "pictures 1 and 2 are the same (copy.png)"),
+        (["a <i>", "cat.png"], "<i> is read as plain characters; name the file where"),
+        (["a cat " * 70], "the words are 140 pieces; the released model learnt from captions of"),
     ],
 )
 def test_what_is_odd_is_said(inspect, here, words, warning):
     Image.new("RGB", (8, 8)).save(here / "small.png")
+    half = toy_picture(3).convert("RGBA")
+    half.paste((0, 0, 0, 0), (0, 0, half.width // 2, half.height))
+    half.save(here / "half.png")
+    toy_picture(4).save(here / "moving.gif", save_all=True, append_images=[toy_picture(5)])
+    shutil.copy("cat.png", "copy.png")
     assert any(warning in line for line in inspect(*words)["warnings"])
 
 
@@ -60,3 +73,11 @@ def test_people_get_a_table(run, here, toy_dir):
     assert "4 slots of picture 1: cat.png, 40 x 48" in out
     assert "pictures of at most 8" in out
     assert "warning: the model does not know 'zebra'" in out
+
+
+def test_a_picture_s_name_may_be_any_bytes(run, here, toy_dir):
+    name = b"a\xff\ncat.png".decode(errors="surrogateescape")
+    (here / "cat.png").rename(here / name)
+    code, out, err = run("inspect", name, "--model", toy_dir)
+    assert (code, err) == (0, "")
+    assert "picture 1: 'a\\udcff\\ncat.png', 40 x 48" in out
