@@ -20,14 +20,12 @@ from typing import Any, Literal
 
 import torch
 from PIL import Image
-from pydantic import ConfigDict, InstanceOf, TypeAdapter, ValidationError
+from pydantic import InstanceOf
 
 from kosmosg import conditions, hashes, release
 from kosmosg.conditions import Condition
 from kosmosg.errors import ConfigError
 from kosmosg.note import (
-    MAX_SIDE,
-    MAX_STEPS,
     VERSION,
     File,
     Machine,
@@ -40,19 +38,12 @@ from kosmosg.note import (
 )
 from kosmosg.pipeline import KosmosGPipeline
 from kosmosg.samplers import sampler
+from kosmosg.settings import checked
 
-_LAX = ConfigDict(arbitrary_types_allowed=True)
 Parts = Sequence[str | Picture]
 DType = Literal["float32", "float16", "bfloat16"]
 DECODER = ("unet", "vae")
 ENCODER = ("mllm", "aligner", "tokenizer")
-# Of draw and of the pipeline's call: what is no setting, or is said elsewhere in a note.
-_NO_SETTINGS = (
-    *("self", "model", "encoder", "pipe", "prompt", "seeds", "encoded", "arguments"),
-    *("timesteps", "num_images_per_prompt", "generator", "latents", "output_type", "return_dict"),
-    *("prompt_embeds", "negative_prompt_embeds", "picture_prompt_embeds"),
-    *("callback_on_step_end", "callback_on_step_end_tensor_inputs", "cross_attention_kwargs"),
-)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -235,51 +226,26 @@ def check(pipe: KosmosGPipeline, drawing: Drawing) -> None:
     pipe.check_inputs(**given, **{name: value for name, value in settings.items() if name in known})
 
 
-def checked(arguments: Mapping[str, Any], *takers: Callable[..., Any]) -> dict[str, Any]:
-    """Return arguments that anybody may have written, after comparing them with the functions.
-
-    Args:
-        arguments: By name.
-        takers: The functions that between them take these.
-
-    Raises:
-        ConfigError: If a name is no setting, a value is of another kind than annotated, or a
-            number is beyond what can be drawn.
-    """
-    hints: dict[str, Any] = {}
-    for taker in reversed(takers):
-        own = typing.get_type_hints(inspect.unwrap(taker), include_extras=True)
-        hints |= {name: own[name] for name in inspect.signature(taker).parameters if name in own}
-    valid = {}
-    for name, value in arguments.items():
-        if name not in hints or name in _NO_SETTINGS:
-            raise ConfigError(
-                f"{name[:80]!r} is no setting of this kosmosg; use the one that knew it"
-            )
-        try:
-            valid[name] = TypeAdapter(hints[name], config=_LAX).validate_python(value)
-        except ValidationError as error:
-            reason = error.errors()[0]["msg"]
-            raise ConfigError(f"{name} = {str(value)[:80]!r}: {reason}") from None
-    for name, most in (
-        ("width", MAX_SIDE),
-        ("height", MAX_SIDE),
-        ("num_inference_steps", MAX_STEPS),
-    ):
-        if name in valid and not 1 <= (valid[name] or 1) <= most:
-            raise ConfigError(f"{name} is {valid[name]}; give 1 to {most}")
-    return valid
-
-
 def note(
     pipe: KosmosGPipeline,
     drawing: Drawing,
     *,
     model: str | Path,
-    dtype: DType,
+    load: Mapping[str, Any],
     index: int | None,
 ) -> Note:
-    """Return what a picture's PNG says: all that `replay` needs and compares."""
+    """Return what a picture's PNG says: all that `replay` needs and compares.
+
+    Args:
+        pipe: That drew it.
+        drawing: What was drawn.
+        model: As `load` was called with.
+        load: What else `load` was called with; of the device its kind is noted.
+        index: Which picture of the drawing this is; None is the sheet of all.
+
+    Raises:
+        CheckpointError: If the model's files cannot be read.
+    """
     directory = release.find(model)
     from_conditions = bool(drawing.arguments.get("conditions"))
     parts = DECODER if from_conditions else (*ENCODER, *DECODER)
@@ -290,7 +256,7 @@ def note(
         seeds=list(drawing.seeds),
         index=index,
         arguments=pack(drawing.arguments),
-        load={"dtype": dtype, "device": pipe.device.type},
+        load={**pack(load), "device": pipe.device.type},
         model=Model(name=directory.resolve().name, parts=hashes.of_parts(directory, parts)),
         scheduler=Scheduler(name=type(chosen).__name__, sha256=_sha256_of_config(chosen)),
         machine=Machine(

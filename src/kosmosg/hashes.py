@@ -25,14 +25,14 @@ def of_parts(directory: Path, parts: Iterable[str]) -> dict[str, str]:
 
 
 def of_file(path: Path) -> str:
-    """Return the sha256 of a file's bytes.
+    """Return the sha256 of a file's bytes, read again only when it has changed.
 
     Raises:
         CheckpointError: If it cannot be read.
     """
     try:
-        with path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
+        state = path.stat()
+        return _read(path.resolve(), state.st_size, state.st_mtime_ns)
     except OSError as error:
         raise CheckpointError(f"cannot read {path}: {error.strerror}; restore the file") from None
 
@@ -40,24 +40,15 @@ def of_file(path: Path) -> str:
 def _of_part(folder: Path, known: dict[Path, str]) -> str:
     paths = release.weight_files(folder)  # none: the tokenizer, which has no weights
     paths = [*paths, folder / "config.json"] if paths else sorted(folder.glob("*"))
-    lines = [f"{known.get(path) or of_file_once(path)}  {path.name}\n" for path in sorted(paths)]
+    lines = [f"{known.get(path) or of_file(path)}  {path.name}\n" for path in sorted(paths)]
     return hashlib.sha256("".join(lines).encode()).hexdigest()
 
 
-def of_file_once(path: Path) -> str:
-    """Return the sha256 of a file's bytes, read again only if the file has changed since.
-
-    Raises:
-        CheckpointError: If it cannot be read.
-    """
-    state = path.stat()
-    return _remembered(path, state.st_size, state.st_mtime_ns)
-
-
-@functools.cache
-def _remembered(path: Path, size: int, changed: int) -> str:
+@functools.lru_cache(4096)
+def _read(path: Path, size: int, changed: int) -> str:
     del size, changed  # another of either is another file
-    return of_file(path)
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _read_sums(path: Path) -> dict[Path, str]:

@@ -15,9 +15,12 @@ from kosmosg.drawing import Drawing
 from kosmosg.errors import ConfigError, PromptError
 from kosmosg.images import MAX_BYTES, open_image
 from kosmosg.note import File, Note, Picture, Wanted, read_png, unpack
+from kosmosg.pipeline import KosmosGPipeline
+from kosmosg.settings import checked
 
 MAX_FILES = 10_000
 MAX_THREADS = 256
+_ALL = (*drawing.ENCODER, *drawing.DECODER)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,13 +65,14 @@ def replay(
     except ConfigError as error:
         raise ConfigError(f"the note in {path} cannot be replayed: {error}") from None
     parts = drawing.DECODER if drawn.arguments.get("conditions") else _ALL
-    device: Any = load["device"] if _is_there(load["device"]) else drawing.find_device()
+    device = load["device"] if _is_there(load["device"]) else drawing.find_device()
     with _threads(note.machine.threads):
-        pipe = drawing.load(directory, **{**load, "device": device}, encoder=parts is _ALL)
+        load = {**load, "device": device}
+        pipe = drawing.load(directory, **load, encoder=parts is _ALL)
         pipe.set_progress_bar_config(disable=None, desc="denoising")
         drawing.check(pipe, drawn)
         images = drawing.draw(pipe, drawn.prompt, seeds=drawn.seeds, **drawn.arguments)
-        now = drawing.note(pipe, drawn, model=directory, dtype=load["dtype"], index=note.index)
+        now = drawing.note(pipe, drawn, model=directory, load=load, index=note.index)
     again = drawing.sheet(images) if note.index is None else images[note.index]
     return Outcome(
         image=again, pixels=compare(image, again), differences=tuple(_differences(note, now))
@@ -95,19 +99,16 @@ def find(wanted: Wanted, folders: Sequence[Path]) -> Picture | File:
     """
     named = [folder / wanted.name for folder in folders]
     for path in [*named, *(path for folder in folders for path in _files(folder))]:
-        if _fits(path) and hashes.of_file(path) == wanted.sha256:
+        if _fits(path, wanted) and hashes.of_file(path) == wanted.sha256:
             if wanted.kind == "file":
                 return File(path=path, sha256=wanted.sha256)
             return Picture(path=path, image=open_image(path), sha256=wanted.sha256)
     where = " or ".join(dict.fromkeys(str(folder.resolve()) for folder in folders))
-    changed = any(_fits(path) for path in named)
+    changed = any(_fits(path, wanted) for path in named)
     raise PromptError(
         f"no {wanted.kind} with the sha256 {wanted.sha256} is in {where}: it was {wanted.name!r}"
         f"{', which is another now' if changed else ''}; name its folder with --pictures"
     )
-
-
-_ALL = (*drawing.ENCODER, *drawing.DECODER)
 
 
 def _read(note: Note, folders: Sequence[Path]) -> tuple[Drawing, dict[str, Any]]:
@@ -119,7 +120,7 @@ def _read(note: Note, folders: Sequence[Path]) -> tuple[Drawing, dict[str, Any]]
         return found[wanted]
 
     # What can be said of the rest comes first, before files are looked for.
-    load = drawing.checked(note.load, drawing.load)
+    load = checked(note.load, drawing.load)
     if missing := {"dtype", "device"} - load.keys():
         raise ConfigError(f"it does not say the {' and '.join(sorted(missing))}")
     if not 1 <= note.machine.threads <= MAX_THREADS:
@@ -130,9 +131,7 @@ def _read(note: Note, folders: Sequence[Path]) -> tuple[Drawing, dict[str, Any]]
     prompt = unpack(note.prompt, find_once)
     if any(not isinstance(part, str | Picture) for part in prompt):
         raise ConfigError("its prompt holds what is neither words nor a picture")
-    arguments = drawing.checked(
-        unpack(note.arguments, find_once), drawing.draw, drawing.KosmosGPipeline.__call__
-    )
+    arguments = checked(unpack(note.arguments, find_once), drawing.draw, KosmosGPipeline.__call__)
     return Drawing(prompt=prompt, seeds=note.seeds, arguments=arguments), load
 
 
@@ -155,9 +154,14 @@ def _files(folder: Path) -> Iterator[Path]:
         return  # no such folder, or not ours to read: the picture is not found there
 
 
-def _fits(path: Path) -> bool:
+def _fits(path: Path, wanted: Wanted) -> bool:
+    """Return whether it is worth reading: pictures are small, other files keep their suffix."""
     try:
-        return path.is_file() and 0 < path.stat().st_size <= MAX_BYTES
+        if not path.is_file():
+            return False
+        if wanted.kind == "file":
+            return path.suffix == Path(wanted.name).suffix
+        return 0 < path.stat().st_size <= MAX_BYTES
     except OSError:
         return False
 

@@ -16,7 +16,10 @@ from kosmosg.cli import page
 
 PAGES = ["README.md"] + [
     f"docs/{name}.md"
-    for name in ("index", "quickstart", "tools", "input", "training", "toyworld", "results")
+    for name in (
+        *("index", "quickstart", "replay", "tools", "input"),
+        *("training", "toyworld", "results"),
+    )
 ]
 # What a shell block may call besides our own commands.
 FOREIGN = {"git", "cd", "export", "source", "pip", "sudo", "apt-get"}
@@ -74,7 +77,7 @@ def test_every_picture_and_link_shown_exists(repository: Path) -> None:
                 assert ((repository / name).parent / path).exists(), f"{name}: no {path}"
 
 
-@pytest.mark.parametrize("name", ["README.md", "docs/quickstart.md"])
+@pytest.mark.parametrize("name", ["README.md", "docs/quickstart.md", "docs/replay.md"])
 def test_the_python_shown_runs(
     name: str, repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

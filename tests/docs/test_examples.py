@@ -8,6 +8,7 @@ import pytest
 
 WRITES = {
     "batch": 6,
+    "conditions": 3,
     "picture_in_prompt": 1,
     "stable_diffusion": 1,
     "tools": 4,

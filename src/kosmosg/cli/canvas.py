@@ -83,7 +83,7 @@ def canvas_arguments(options: "Options") -> dict[str, Any]:
         PromptError: If a picture does not exist or is damaged.
     """
     from kosmosg.controlnet import weights_of
-    from kosmosg.hashes import of_file_once
+    from kosmosg.hashes import of_file
     from kosmosg.note import File
 
     given: dict[str, Any] = {}
@@ -94,7 +94,7 @@ def canvas_arguments(options: "Options") -> dict[str, Any]:
         _check_mask(given["init_image"], given["mask"])
     if options.controlnet:
         weights = [weights_of(directory) for directory in options.controlnet]
-        given["controlnets"] = [File(path=path, sha256=of_file_once(path)) for path in weights]
+        given["controlnets"] = [File(path=path, sha256=of_file(path)) for path in weights]
         given["control_images"] = [open_picture(name) for name in options.control_image]
         given["canny"] = options.canny
     return given

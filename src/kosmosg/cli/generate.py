@@ -3,7 +3,7 @@
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -179,18 +179,21 @@ def generate(
         with located(job.where):
             check_job(job, directory)
     hide_loading_bars()
+    load: dict[str, Any] = {
+        "dtype": dtype.value,
+        "device": drawing.find_device() if device == "auto" else device,
+    }
     pipe = drawing.load(
-        model,
-        dtype=dtype.value,
-        device=drawing.find_device() if device == "auto" else device,
+        directory,
+        **load,
         encoder=any(not job.options.condition for job in jobs),
     )
     for job in jobs:
         with located(job.where):
             drawing.check(pipe, drawing_of(job, directory))
     if resume:
-        jobs = [job for job in jobs if not _is_there(job, pipe, directory, dtype)]
-    _draw_all(jobs, pipe, directory, dtype, offload=offload)
+        jobs = [job for job in jobs if not _is_there(job, pipe, directory, load)]
+    _draw_all(jobs, pipe, directory, load, offload=offload)
     if batch is None and jobs:
         print(f"seed {jobs[0].seed}", file=sys.stderr)
 
@@ -199,7 +202,7 @@ def _draw_all(
     jobs: Sequence[Job],
     pipe: "KosmosGPipeline",
     directory: Path,
-    dtype: Precision,
+    load: dict[str, Any],
     *,
     offload: bool,
 ) -> None:
@@ -231,7 +234,7 @@ def _draw_all(
                     encoded=encoded.get(job),
                     **drawn.arguments,
                 )
-            files = _files(job, images, pipe, drawn, directory, dtype)
+            files = _files(job, images, pipe, drawn, directory, load)
             write_files(files)
             done += 1
             for path in files:
@@ -253,7 +256,7 @@ def _files(
     pipe: "KosmosGPipeline",
     drawn: "Drawing",
     directory: Path,
-    dtype: Precision,
+    load: dict[str, Any],
 ) -> dict[Path, bytes]:
     """Return what to write: the picture, or a sheet of all and each by itself."""
     from kosmosg import drawing
@@ -262,13 +265,13 @@ def _files(
     pictures = [drawing.sheet(images), *images] if several else images
     indices = [None, *range(len(images))] if several else [0]
     return {
-        path: png(image, drawing.note(pipe, drawn, model=directory, dtype=dtype.value, index=index))
+        path: png(image, drawing.note(pipe, drawn, model=directory, load=load, index=index))
         for path, image, index in zip(outputs(job), pictures, indices, strict=True)
     }
 
 
-def _is_there(job: Job, pipe: "KosmosGPipeline", directory: Path, dtype: Precision) -> bool:
+def _is_there(job: Job, pipe: "KosmosGPipeline", directory: Path, load: dict[str, Any]) -> bool:
     from kosmosg import drawing
 
     drawn = drawing_of(job, directory)
-    return is_done(job, drawing.note(pipe, drawn, model=directory, dtype=dtype.value, index=None))
+    return is_done(job, drawing.note(pipe, drawn, model=directory, load=load, index=None))

@@ -6,7 +6,7 @@ import json
 import random
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -52,7 +52,7 @@ class Job:
 
 @dataclass(frozen=True, kw_only=True)
 class _Line:
-    prompt: str | list[str | dict[str, str]] = ()  # pyright: ignore[reportAssignmentType]
+    prompt: str | list[str | dict[str, str]] = field(default_factory=list)
     output: str
 
 

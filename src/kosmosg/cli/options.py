@@ -77,7 +77,7 @@ class Options:
 
         for name, low, most in (
             ("num_images", 1, MAX_IMAGES),
-            ("seed", 0, MAX_SEED),
+            ("seed", 0, MAX_SEED + 1 - self.num_images),
             ("steps", 1, MAX_STEPS),
             ("blend", 0, 1),
             ("strength", 0, 1),

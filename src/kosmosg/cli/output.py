@@ -7,7 +7,7 @@ from pathlib import Path
 
 from kosmosg.errors import ConfigError
 
-SUFFIXES = {".png": "pictures are written as PNG", ".safetensors": "so does a condition"}
+SUFFIXES = {".png": "pictures are written as PNG", ".safetensors": "conditions are safetensors"}
 
 
 def check_output(path: Path, inputs: Sequence[Path], *, suffix: str = ".png") -> None:

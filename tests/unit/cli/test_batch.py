@@ -213,9 +213,9 @@ def test_a_blend_draws_between_and_replays(run, encode, generate, here, toy_dir)
     assert not np.array_equal(drawn["1"], drawn["0.5"])
     (here / "b.safetensors").unlink()
     generate("--condition", "a.safetensors")
-    os.replace("a.safetensors", "moved")
+    os.replace("a.safetensors", "moved.safetensors")
     assert run("replay", "out.png", "--model", toy_dir)[0] == 0  # found by its sha256
-    os.remove("moved")
+    os.remove("moved.safetensors")
     assert "no file with the sha256" in run("replay", "out.png", "--model", toy_dir)[2]
 
 
@@ -242,8 +242,8 @@ def test_offload_frees_the_encoder_and_changes_no_bit(batch, here, monkeypatch):
         encoders.append((pipe.mllm, pipe.aligner))
         return real(pipe, *args, **kwargs)
 
-    lines = [line if isinstance(line, str) else line | {"seed": 1} for line in LINES]
-    lines[2] |= {"negative_prompt": "a hat"}
+    lines = [line | {"seed": 1} for line in LINES if isinstance(line, dict)]
+    lines[1]["negative_prompt"] = "a hat"
     batch(*lines)
     before = {path.name: path.read_bytes() for path in here.glob("*.png")}
     monkeypatch.setattr(drawing, "draw", draw)

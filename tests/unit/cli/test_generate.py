@@ -229,6 +229,7 @@ def refused(result: tuple[int, str, str], words: str, directory: Path) -> None:
         (["--blend", "0.5", "--condition", "c"], "there are 1 conditions and a blend"),
         (["--condition", "c", "--condition", "c"], "there are 2 conditions and no blend"),
         (["--condition", "c", "--negative-prompt", "a"], "has its negative prompt in it"),
+        (["a cat", "--seed", str(2**63 - 1), "-n", "2"], "seed is 9223372036854775807; give 0 to"),
         (["a cat", "--seed", "-1"], "greater than or equal to 0, not '-1'"),
         ([], "Missing argument 'WORDS-AND-PICTURES"),
     ],
