@@ -70,6 +70,8 @@ def test_sharing_leaves_a_batch_without_repeats_alone():
     assert sequence.share_pictures(two) is two
     four = batch_of([toy_picture(n, (16, 16)) for n in (1, 2)], [toy_picture(1, (16, 16))])
     shared = sequence.share_pictures(four)
+    assert shared.image_index is not None
+    assert shared.pixel_values is not None
     assert shared.image_index.tolist() == [0, 1, 0]
     assert torch.equal(shared.pixel_values[shared.image_index], four.pixel_values)
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from kosmosg.cli import controls
 from kosmosg.cli.prompt import Picture, open_picture, prompt_of, read_parts
 from kosmosg.errors import ConfigError
 
@@ -93,6 +94,13 @@ def generate(
             metavar="N or WxH", help="Of a picture, in pixels.", show_default="the model's own"
         ),
     ] = None,
+    text_guidance: controls.TextGuidance = None,
+    picture_guidance: controls.PictureGuidance = None,
+    guidance_interval: controls.GuidanceInterval = None,
+    guidance_rescale: controls.GuidanceRescale = None,
+    weight: controls.Weight = None,
+    window: controls.Window = None,
+    lora: controls.Lora = None,
 ) -> None:
     """Generate pictures from words and pictures.
 
@@ -112,7 +120,17 @@ def generate(
     check_output(output, [part.path for part in words if isinstance(part, Picture)])
     width, height = _parse_size(size)
     _check_prompt(model, words, negative_prompt)
+    told = controls.read_controls(
+        prompt_of(words),
+        text_guidance=text_guidance,
+        picture_guidance=picture_guidance,
+        guidance_interval=guidance_interval,
+        guidance_rescale=guidance_rescale,
+        weight=weight,
+        window=window,
+    )
     pipe = _load(model, scheduler)
+    loras = controls.load_loras(pipe, lora)
     first = random.SystemRandom().randrange(2**31) if seed is None else seed
     seeds = [first + index for index in range(num_images)]
     arguments = {
@@ -121,6 +139,7 @@ def generate(
         "width": _or(width, pipe.generation_config.width),
         "height": _or(height, pipe.generation_config.height),
         "negative_prompt": negative_prompt,
+        **told,
     }
     images = pipe(
         [prompt_of(words)],
@@ -128,7 +147,7 @@ def generate(
         num_images_per_prompt=num_images,
         generator=_generators(seeds),
     ).images
-    note = _note(words, model, pipe, arguments)
+    note = _note(words, model, pipe, arguments) | loras
     if num_images == 1:
         files = {output: png(images[0], note | {"seed": first})}
     else:
