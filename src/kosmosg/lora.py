@@ -117,7 +117,7 @@ def for_unet(state_dict: Mapping[str, Tensor], where: str) -> dict[str, Tensor]:
     if len(kept) < len(state_dict):
         warnings.warn(
             f"{where}: left out {len(state_dict) - len(kept)} of {len(state_dict)} weights, which "
-            "are for a text encoder; Kosmos-G has none, so trigger words have no effect",
+            "are for a text encoder; Kosmos-G has none, so trigger words may do little",
             stacklevel=2,
         )
     return kept

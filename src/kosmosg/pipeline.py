@@ -144,8 +144,8 @@ class KosmosGPipeline(DiffusionPipeline, UNetLoraLoaderMixin):
         directory = release.find(pretrained_model_name_or_path)
         kwargs.setdefault("generation_config", release.read_generation_config(directory))
         variant = kwargs.get("variant")
-        parts = [name for name in release.PARTS if name not in kwargs]
-        parts = [name for name in parts if name not in release.absent_parts(directory)]
+        elsewhere = release.absent_parts(directory) | set(kwargs)
+        parts = [name for name in release.PARTS if name not in elsewhere]
         release.check_files(directory, parts, variant=variant)
         if "torch_dtype" not in kwargs:
             kwargs.setdefault("dtype", torch.float32)
@@ -181,8 +181,14 @@ class KosmosGPipeline(DiffusionPipeline, UNetLoraLoaderMixin):
         this one is on the disk.
 
         Raises:
-            CheckpointError: If a file cannot be written; then what was there stays as it was.
+            CheckpointError: If a file cannot be written, or a LoRA is loaded; then what was there
+                stays as it was.
         """
+        if self.get_list_adapters():
+            raise CheckpointError(
+                "a LoRA is loaded, and a model's directory holds none; "
+                "call unload_lora_weights first, after fuse_lora to keep what it does"
+            )
         defaults = dataclasses.replace(
             self.generation_config, scheduler=sampler_name(self.scheduler)
         )

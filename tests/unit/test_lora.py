@@ -220,14 +220,16 @@ def test_bad_files_are_named(pipe, saved, tmp_path):
         pipe.load_lora_weights(good, adapter_name="one")
 
 
-def test_a_model_with_a_lora_is_saved_without_it(pipe, saved, tmp_path):
-    """A model's directory holds the model's own weights; the LoRA stays the file it is."""
-    plain = draw(pipe)
+def test_a_model_is_saved_without_its_lora_or_with_it_fused(pipe, saved, tmp_path):
     pipe.load_lora_weights(saved("diffusers"))
+    with pytest.raises(CheckpointError, match="call unload_lora_weights first"):
+        pipe.save_pretrained(tmp_path / "model")
+    loaded = draw(pipe)
+    pipe.fuse_lora()
     pipe.unload_lora_weights()
     pipe.save_pretrained(tmp_path / "model")
-    index = load_file(tmp_path / "model" / "unet" / "diffusion_pytorch_model.safetensors")
-    assert not [name for name in index if "lora" in name]
+    weights = load_file(tmp_path / "model" / "unet" / "diffusion_pytorch_model.safetensors")
+    assert not [name for name in weights if "lora" in name]
     again = KosmosGPipeline.from_pretrained(tmp_path / "model")
     again.set_progress_bar_config(disable=True)
-    torch.testing.assert_close(draw(again), plain, atol=1e-5, rtol=0)
+    torch.testing.assert_close(draw(again), loaded, atol=1e-4, rtol=0)

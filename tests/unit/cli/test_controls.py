@@ -77,7 +77,7 @@ def test_loras_are_loaded_scaled_noted_and_warned_of_in_one_line(generate, here,
     assert code == 0
     assert err.splitlines() == [
         "kosmosg: style.safetensors: left out 2 of 18 weights, which are for a text encoder; "
-        "Kosmos-G has none, so trigger words have no effect",
+        "Kosmos-G has none, so trigger words may do little",
         "seed 1",
     ]
     generate(*PROMPT, "--lora", lora, "--lora", f"{lora}:-2.5", "-o", "two.png")
