@@ -59,10 +59,10 @@ def lora(here):
     """A file in kohya's layout with what is for a text encoder, too."""
     unet, weights = toy_pipeline().unet, {}
     for name, module in unet.named_modules():
-        if name.endswith("to_q"):
+        if name.endswith("to_v"):
             key = f"lora_unet_{name.replace('.', '_')}"
-            weights[f"{key}.lora_down.weight"] = torch.ones(2, module.in_features)
-            weights[f"{key}.lora_up.weight"] = torch.randn(module.out_features, 2)
+            weights[f"{key}.lora_down.weight"] = torch.eye(2, module.in_features)
+            weights[f"{key}.lora_up.weight"] = torch.ones(module.out_features, 2)
             weights[f"{key}.alpha"] = torch.tensor(2.0)
     key = "lora_te_text_model_encoder_layers_0_self_attn_q_proj"
     weights[f"{key}.lora_down.weight"] = torch.ones(2, 8)
