@@ -24,6 +24,7 @@ from pydantic import InstanceOf
 
 from kosmosg import conditions, hashes, release
 from kosmosg.conditions import Condition
+from kosmosg.controls import PictureWeights
 from kosmosg.errors import ConfigError
 from kosmosg.note import (
     VERSION,
@@ -62,7 +63,13 @@ class Drawing:
 
 
 def load(
-    model: str | Path, *, dtype: DType = "float32", device: str = "cpu", encoder: bool = True
+    model: str | Path,
+    *,
+    dtype: DType = "float32",
+    device: str = "cpu",
+    encoder: bool = True,
+    loras: Sequence[File] = (),
+    lora_scales: Sequence[float] = (),
 ) -> KosmosGPipeline:
     """Return a model's pipeline on a device.
 
@@ -71,14 +78,23 @@ def load(
         device: As torch names it: cpu, cuda, cuda:1, mps.
         encoder: False loads U-Net and VAE only, which is enough to draw from conditions; then the
             directory needs no mllm and no aligner.
+        loras: Files for the U-Net, all at once.
+        lora_scales: How much of each.
 
     Raises:
-        CheckpointError: If the directory is not a whole model.
-        ConfigError: If there is no such device.
+        CheckpointError: If the directory is not a whole model, or a LoRA not one for it.
+        ConfigError: If there is no such device, or the scales are not as many as the LoRAs.
     """
     check_device(device)
     without = {} if encoder else {"mllm": None, "aligner": None}
     pipe = KosmosGPipeline.from_pretrained(model, dtype=getattr(torch, dtype), **without)
+    if len(loras) != len(lora_scales):
+        raise ConfigError(f"{len(loras)} LoRAs have {len(lora_scales)} scales; give each its own")
+    names = [f"lora-{number}" for number in range(1, 1 + len(loras))]
+    for name, file in zip(names, loras, strict=True):
+        pipe.load_lora_weights(file.path, adapter_name=name)
+    if names:
+        pipe.set_adapters(names, list(lora_scales))
     # Where the weights are already, moving them would only have diffusers advise against float16.
     return pipe if device == "cpu" else typing.cast(KosmosGPipeline, pipe.to(device))
 
@@ -103,18 +119,44 @@ def check_device(device: str) -> None:
         raise ConfigError(f"this machine has no device {device!r}; it has {', '.join(there)}")
 
 
-def encode(pipe: KosmosGPipeline, prompt: Parts, negative_prompt: str | None = None) -> Condition:
-    """Return the condition of a prompt; its provenance lacks the model, which a pipe cannot name.
+def encode_for(pipe: KosmosGPipeline, drawing: Drawing) -> Condition:
+    """Return what `draw` needs to make a drawing when the encoder is gone.
 
     Raises:
         PromptError: If the model cannot read the prompt.
+        ConfigError: If the drawing changes its condition on the way.
+    """
+    settings = checked(drawing.arguments, draw, KosmosGPipeline.__call__)
+    if settings.get("picture_windows"):
+        raise ConfigError(
+            "windows of pictures need the language model while drawing; leave out --offload"
+        )
+    weights = settings.get("picture_weights")
+    return encode(pipe, drawing.prompt, settings.get("negative_prompt"), weights=weights)
+
+
+def encode(
+    pipe: KosmosGPipeline,
+    prompt: Parts,
+    negative_prompt: str | None = None,
+    *,
+    weights: PictureWeights | None = None,
+) -> Condition:
+    """Return the condition of a prompt; its provenance lacks the model, which a pipe cannot name.
+
+    Raises:
+        PromptError: If the model cannot read the prompt, or the weights do not fit its pictures.
     """
     pictures = [part for part in prompt if isinstance(part, Picture)]
     with torch.no_grad():
-        embeds, negative = pipe.encode_prompt([prompt_of(prompt)], negative_prompt)
+        embeds, negative = pipe.encode_prompt(
+            [prompt_of(prompt)], negative_prompt, picture_weights=weights
+        )
         alone = None
         if pictures and len(pictures) < len(prompt):
-            alone = pipe.encode_prompt([prompt_of(pictures)], do_classifier_free_guidance=False)[0]
+            alone = pipe.encode_prompt(
+                [prompt_of(pictures)], do_classifier_free_guidance=False, picture_weights=weights
+            )[0]
     assert negative is not None  # guidance was not turned off
     return Condition(
         prompt_embeds=embeds,
@@ -160,7 +202,8 @@ def draw(
         pipe: Its sampler is another's only while drawing.
         prompt: Words and pictures; empty where there are conditions.
         seeds: One for each picture.
-        encoded: The prompt's condition, where it is already known; it changes no bit.
+        encoded: From `encode_for`, instead of encoding now. It changes no bit where guidance by
+            words and pictures is one; else the pictures' own condition by its rounding.
         scheduler: One of `samplers.NAMES`; None is the model's own.
         conditions: One or two files that `kosmosg encode` wrote.
         blend: The share of the second of two.
@@ -197,6 +240,8 @@ def draw(
     given = {"prompt": [prompt_of(prompt)]} if condition is None else _embeds(condition)
     if condition is not None:
         arguments.pop("negative_prompt", None)  # it is in the condition
+    if encoded is not None:
+        arguments.pop("picture_weights", None)  # they are in there as well
     own = pipe.scheduler
     pipe.scheduler = sampler_of(pipe, scheduler, arguments)
     try:
@@ -317,8 +362,7 @@ def _embeds(condition: Condition) -> dict[str, Any]:
         "prompt_embeds": condition.prompt_embeds,
         "negative_prompt_embeds": condition.negative_prompt_embeds,
     }
-    known = inspect.signature(KosmosGPipeline.__call__).parameters
-    if condition.picture_prompt_embeds is not None and "picture_prompt_embeds" in known:
+    if condition.picture_prompt_embeds is not None:
         given["picture_prompt_embeds"] = condition.picture_prompt_embeds
     return given
 

@@ -2,7 +2,6 @@
 
 import dataclasses
 import inspect
-import math
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -16,41 +15,46 @@ from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from diffusers.pipelines.pipeline_utils import DiffusionPipeline, ImagePipelineOutput
 from diffusers.schedulers.scheduling_utils import SchedulerMixin
 from diffusers.utils.torch_utils import randn_tensor
-from jaxtyping import Float
 from safetensors import SafetensorError
-from torch import Tensor
 
-from kosmosg import config, release
+from kosmosg import branches, config, release
+from kosmosg.controls import (
+    WHOLE,
+    Fractions,
+    PictureWeights,
+    PictureWindows,
+    check_guidance,
+    scales_of,
+)
+from kosmosg.denoising import Callback, Condition, Latents, denoise
 from kosmosg.encoding import Embeds, PromptEncoder
 from kosmosg.errors import CheckpointError, ConfigError, PromptError
-from kosmosg.guidance import guide
+from kosmosg.inputs import (
+    GivenEmbeds,
+    GivenLatents,
+    check_choice,
+    check_embeds,
+    check_one_of,
+    check_sizes,
+    check_unread,
+)
+from kosmosg.lora import UNetLoraLoaderMixin
 from kosmosg.model.alignernet import AlignerNet
 from kosmosg.model.image_decoder import SchedulerName
 from kosmosg.model.image_decoder import scheduler as named_scheduler
 from kosmosg.model.kosmosg import KosmosG
 from kosmosg.model.mllm import MLLM
-from kosmosg.prompts import Prompts, as_batch, check_prompt, is_empty
+from kosmosg.prompts import Prompts
+from kosmosg.reading import Reader
 from kosmosg.release import GenerationConfig
-from kosmosg.sequence import Prompt
 from kosmosg.tokenizer import Tokenizer
 
-Latents = Float[Tensor, "batch channels height width"]
-Condition = Float[Tensor, "rows queries embed"]
-# A caller's, whose shapes are checked in words: an underscore is not held against other arguments.
-GivenEmbeds = Float[Tensor, "_prompts _queries _embed"]
-GivenLatents = Float[Tensor, "_batch _channels _height _width"]
 Generator = torch.Generator | list[torch.Generator]
-Tensors = dict[str, Tensor]
-StepCallback = (
-    Callable[["KosmosGPipeline", int, Tensor, Tensors], Tensors]
-    | PipelineCallback
-    | MultiPipelineCallbacks
-)
 SAMPLERS: tuple[SchedulerName, ...] = get_args(SchedulerName)
 OUTPUT_TYPES = ("pil", "np", "pt", "latent")
 
 
-class KosmosGPipeline(DiffusionPipeline):
+class KosmosGPipeline(DiffusionPipeline, UNetLoraLoaderMixin):
     """Generates pictures from prompts in which pictures are words.
 
     Names, order of the results and behaviour are those of diffusers' StableDiffusionPipeline, whose
@@ -68,7 +72,7 @@ class KosmosGPipeline(DiffusionPipeline):
     """
 
     model_cpu_offload_seq = "mllm->aligner->unet->vae"
-    _optional_components: ClassVar[list[str]] = ["tokenizer"]
+    _optional_components: ClassVar[list[str]] = ["mllm", "aligner", "tokenizer"]
     _callback_tensor_inputs: ClassVar[list[str]] = [
         "latents",
         "prompt_embeds",
@@ -103,13 +107,19 @@ class KosmosGPipeline(DiffusionPipeline):
         self.image_processor = VaeImageProcessor(vae_scale_factor=self.vae_scale_factor)
         self._encoder = PromptEncoder()
         self._guidance_scale = self.generation_config.guidance_scale
+        self._text_guidance_scale = self._picture_guidance_scale = self._guidance_scale
         self._cross_attention_kwargs: dict[str, Any] | None = None
         self._num_timesteps = 0
         self._interrupt = False
 
     # What a callback may read, and through the underscored names set, between two steps.
     guidance_scale = property(lambda self: self._guidance_scale)
-    do_classifier_free_guidance = property(lambda self: self._guidance_scale > 1)
+    text_guidance_scale = property(lambda self: self._text_guidance_scale)
+    picture_guidance_scale = property(lambda self: self._picture_guidance_scale)
+    do_classifier_free_guidance = property(
+        lambda self: self._guides_apart or self._guidance_scale > 1
+    )
+    _guides_apart = property(lambda self: self._text_guidance_scale != self._picture_guidance_scale)
     cross_attention_kwargs = property(lambda self: self._cross_attention_kwargs)
     num_timesteps = property(lambda self: self._num_timesteps)
     interrupt = property(lambda self: self._interrupt)
@@ -134,7 +144,8 @@ class KosmosGPipeline(DiffusionPipeline):
         directory = release.find(pretrained_model_name_or_path)
         kwargs.setdefault("generation_config", release.read_generation_config(directory))
         variant = kwargs.get("variant")
-        parts = [name for name in release.PARTS if name not in kwargs]
+        elsewhere = release.absent_parts(directory) | set(kwargs)
+        parts = [name for name in release.PARTS if name not in elsewhere]
         release.check_files(directory, parts, variant=variant)
         if "torch_dtype" not in kwargs:
             kwargs.setdefault("dtype", torch.float32)
@@ -170,8 +181,14 @@ class KosmosGPipeline(DiffusionPipeline):
         this one is on the disk.
 
         Raises:
-            CheckpointError: If a file cannot be written; then what was there stays as it was.
+            CheckpointError: If a file cannot be written, or a LoRA is loaded; then what was there
+                stays as it was.
         """
+        if self.get_list_adapters():
+            raise CheckpointError(
+                "a LoRA is loaded, and a model's directory holds none; "
+                "call unload_lora_weights first, after fuse_lora to keep what it does"
+            )
         defaults = dataclasses.replace(
             self.generation_config, scheduler=sampler_name(self.scheduler)
         )
@@ -205,10 +222,17 @@ class KosmosGPipeline(DiffusionPipeline):
         width: int,
         num_inference_steps: int,
         guidance_scale: float = 1.0,
+        text_guidance_scale: float | None = None,
+        picture_guidance_scale: float | None = None,
+        guidance_interval: Fractions = WHOLE,
+        guidance_rescale: float = 0.0,
+        picture_weights: PictureWeights | None = None,
+        picture_windows: PictureWindows | None = None,
         num_images_per_prompt: int = 1,
         negative_prompt: Prompts | None = None,
         prompt_embeds: GivenEmbeds | None = None,
         negative_prompt_embeds: GivenEmbeds | None = None,
+        picture_prompt_embeds: GivenEmbeds | None = None,
         output_type: str = "pil",
         callback_on_step_end_tensor_inputs: Sequence[str] = (),
     ) -> None:
@@ -217,41 +241,42 @@ class KosmosGPipeline(DiffusionPipeline):
         Raises:
             ConfigError: Naming the argument, its value and what it may be.
         """
-        for name, value, step in (
-            ("height", height, self.vae_scale_factor),
-            ("width", width, self.vae_scale_factor),
-            ("num_inference_steps", num_inference_steps, 1),
-            ("num_images_per_prompt", num_images_per_prompt, 1),
-        ):
-            if value < 1 or value % step:
-                raise ConfigError(f"{name} is {value}; give a positive multiple of {step}")
-        if not math.isfinite(guidance_scale):
-            raise ConfigError(f"guidance_scale is {guidance_scale}; give a number such as 6")
-        if (prompt is None) == (prompt_embeds is None):
-            raise ConfigError("give either prompt or prompt_embeds, and not both")
-        if negative_prompt is not None and negative_prompt_embeds is not None:
-            raise ConfigError("give either negative_prompt or negative_prompt_embeds, not both")
-        self._check_embeds(prompt_embeds, negative_prompt_embeds)
-        _check_choice("output_type", [output_type], OUTPUT_TYPES)
-        _check_choice(
+        check_sizes(
+            [
+                ("height", height, self.vae_scale_factor),
+                ("width", width, self.vae_scale_factor),
+                ("num_inference_steps", num_inference_steps, 1),
+                ("num_images_per_prompt", num_images_per_prompt, 1),
+            ]
+        )
+        text, picture = scales_of(guidance_scale, text_guidance_scale, picture_guidance_scale)
+        check_guidance(guidance_interval, guidance_rescale)
+        check_one_of(prompt=prompt, prompt_embeds=prompt_embeds)
+        if negative_prompt is not None:
+            check_one_of(
+                negative_prompt=negative_prompt, negative_prompt_embeds=negative_prompt_embeds
+            )
+        if prompt_embeds is not None:
+            check_unread(picture_weights=picture_weights, picture_windows=picture_windows)
+        if prompt_embeds is None and picture_prompt_embeds is not None:
+            raise ConfigError("give picture_prompt_embeds with prompt_embeds, not with prompt")
+        if text != picture and prompt_embeds is not None and picture_prompt_embeds is None:
+            raise ConfigError(
+                f"text_guidance_scale is {text} and picture_guidance_scale {picture}; with "
+                "prompt_embeds give picture_prompt_embeds too, or one scale for both"
+            )
+        check_embeds(
+            self.unet.config["cross_attention_dim"],
+            prompt_embeds=prompt_embeds,
+            negative_prompt_embeds=negative_prompt_embeds,
+            picture_prompt_embeds=picture_prompt_embeds,
+        )
+        check_choice("output_type", [output_type], OUTPUT_TYPES)
+        check_choice(
             "callback_on_step_end_tensor_inputs",
             callback_on_step_end_tensor_inputs,
             self._callback_tensor_inputs,
         )
-
-    def _check_embeds(self, embeds: GivenEmbeds | None, negative: GivenEmbeds | None) -> None:
-        width = self.unet.config["cross_attention_dim"]
-        for name, given in (("prompt_embeds", embeds), ("negative_prompt_embeds", negative)):
-            if given is not None and given.shape[-1] != width:
-                raise ConfigError(
-                    f"{name} is {given.shape[-1]} wide and this U-Net's condition {width}; "
-                    "use the embeds of a model with the same decoder"
-                )
-        if embeds is not None and negative is not None and embeds.shape != negative.shape:
-            raise ConfigError(
-                f"prompt_embeds is {tuple(embeds.shape)} and negative_prompt_embeds "
-                f"{tuple(negative.shape)}; give both the same shape"
-            )
 
     def encode_prompt(
         self,
@@ -262,6 +287,7 @@ class KosmosGPipeline(DiffusionPipeline):
         do_classifier_free_guidance: bool = True,
         prompt_embeds: GivenEmbeds | None = None,
         negative_prompt_embeds: GivenEmbeds | None = None,
+        picture_weights: PictureWeights | None = None,
     ) -> tuple[Condition, Condition | None]:
         """Return the U-Net's condition for each prompt, and the one to guide away from.
 
@@ -275,47 +301,55 @@ class KosmosGPipeline(DiffusionPipeline):
             do_classifier_free_guidance: False leaves out the second condition (None).
             prompt_embeds: Already encoded, instead of `prompt`.
             negative_prompt_embeds: Already encoded, instead of `negative_prompt`.
+            picture_weights: As in a call.
 
         Raises:
-            PromptError: If a prompt cannot be read, or the negative prompts are not as many.
+            PromptError: If a prompt cannot be read, or weights or negative prompts are not as many.
 
         Source:
             NUMERICS section 7; the released code repeats the whole batch instead (a b a b).
         """
         if prompt_embeds is None:
-            prompts = as_batch([] if prompt is None else prompt)
-            self._check_prompts(prompts)
-            prompt_embeds = self._encode(prompts)
+            prompt_embeds = self._reader().encode(prompt, picture_weights)
+        else:
+            check_unread(picture_weights=picture_weights)
+        num_prompts = len(prompt_embeds)
         prompt_embeds = self._rows(prompt_embeds, num_images_per_prompt)
         if not do_classifier_free_guidance:
             return prompt_embeds, None
-        if negative_prompt_embeds is None:
-            negative = [[""]] if negative_prompt is None else as_batch(negative_prompt)
-            self._check_prompts([one for one in negative if not is_empty(one)])
-            negative_prompt_embeds = self._encode(negative)
-            if len(negative) == 1:
-                num_prompts = len(prompt_embeds) // num_images_per_prompt
-                negative_prompt_embeds = negative_prompt_embeds.expand(num_prompts, -1, -1)
-        negative_prompt_embeds = self._rows(negative_prompt_embeds, num_images_per_prompt)
-        if len(negative_prompt_embeds) != len(prompt_embeds):
-            raise PromptError(
-                f"{len(prompt_embeds)} pictures have {len(negative_prompt_embeds)} negative "
-                "conditions; give one negative prompt for all, or one for each prompt"
-            )
-        return prompt_embeds, negative_prompt_embeds
+        return prompt_embeds, self._negative(
+            negative_prompt, negative_prompt_embeds, num_prompts, num_images_per_prompt
+        )
 
-    def _check_prompts(self, prompts: Sequence[Prompt]) -> None:
-        for prompt in prompts:
-            check_prompt(prompt, self.tokenizer, max_pictures=self.generation_config.max_pictures)
-
-    def _encode(self, prompts: Sequence[Prompt]) -> Embeds:
+    def _reader(self) -> Reader:
         if self.mllm is None or self.aligner is None:
             raise ConfigError(
                 "this pipeline was made without its mllm or aligner; "
                 "give prompt_embeds and negative_prompt_embeds, or load the whole model"
             )
-        model = KosmosG(mllm=self.mllm, aligner=self.aligner)
-        return self._encoder.encode(prompts, model, self.tokenizer, self._execution_device)
+        return Reader(
+            model=KosmosG(mllm=self.mllm, aligner=self.aligner),
+            tokenizer=self.tokenizer,
+            encoder=self._encoder,
+            device=self._execution_device,
+            max_pictures=self.generation_config.max_pictures,
+        )
+
+    def _negative(
+        self,
+        prompt: Prompts | None,
+        embeds: GivenEmbeds | None,
+        num_prompts: int,
+        num_images_per_prompt: int,
+    ) -> Condition:
+        if embeds is None:
+            embeds = self._reader().negative(prompt, num_prompts)
+        if len(embeds) != num_prompts:
+            raise PromptError(
+                f"{num_prompts} prompts have {len(embeds)} negative conditions; "
+                "give one negative prompt for all, or one for each prompt"
+            )
+        return self._rows(embeds, num_images_per_prompt)
 
     def _rows(self, embeds: Embeds, num_images_per_prompt: int) -> Condition:
         embeds = embeds.to(self._execution_device, self.unet.dtype)
@@ -360,6 +394,12 @@ class KosmosGPipeline(DiffusionPipeline):
         num_inference_steps: int | None = None,
         timesteps: list[int] | None = None,
         guidance_scale: float | None = None,
+        text_guidance_scale: float | None = None,
+        picture_guidance_scale: float | None = None,
+        guidance_interval: Fractions = WHOLE,
+        guidance_rescale: float = 0.0,
+        picture_weights: PictureWeights | None = None,
+        picture_windows: PictureWindows | None = None,
         negative_prompt: Prompts | None = None,
         num_images_per_prompt: int = 1,
         eta: float = 0.0,
@@ -367,28 +407,47 @@ class KosmosGPipeline(DiffusionPipeline):
         latents: GivenLatents | None = None,
         prompt_embeds: GivenEmbeds | None = None,
         negative_prompt_embeds: GivenEmbeds | None = None,
+        picture_prompt_embeds: GivenEmbeds | None = None,
+        free_encoder: bool = False,
         output_type: str = "pil",
         return_dict: bool = True,
         cross_attention_kwargs: dict[str, Any] | None = None,
-        callback_on_step_end: StepCallback | None = None,
+        callback_on_step_end: Callback | None = None,
         callback_on_step_end_tensor_inputs: Sequence[str] = ("latents",),
     ) -> Any:  # noqa: ANN401 -- ImagePipelineOutput, or a tuple where return_dict is False
         """Return `num_images_per_prompt` pictures of each prompt, one prompt after another.
 
-        The arguments are StableDiffusionPipeline's; what is None is the model's own default.
+        The arguments are StableDiffusionPipeline's, and controls that need no training (docs page
+        Controls); what is None is the model's own default.
 
         Args:
             prompt: Words, a list of words and pictures, or a list of such lists.
             guidance_scale: 1 and below skip the null prompt's half of the work.
+            text_guidance_scale: How far towards what the words add to the pictures; None is
+                `guidance_scale`. Where it differs from the next, a prompt with words and pictures
+                takes a third branch: its pictures alone. A prompt without pictures is guided by
+                this scale only, one without words by the next only.
+            picture_guidance_scale: How far towards what the pictures say; None likewise.
+            guidance_interval: Where guidance acts, two fractions of the schedule; in other steps
+                the null prompt's half of the work is skipped.
+            guidance_rescale: 0 to 1: how much of the spread that guidance adds is taken back.
+            picture_weights: What each picture's latents are multiplied by, 0 to 4: one list a
+                prompt, one number a picture. A picture of weight 0 is no part of the prompt.
+            picture_windows: When each picture is part of the prompt: one list a prompt, one pair
+                of fractions of the schedule a picture.
             timesteps: The sampler's own, instead of `num_inference_steps` of them.
             eta: Noise that DDIM adds in each step, 0 to 1; other samplers ignore it.
             generator: Where noise comes from: one for all pictures, or one for each.
+            picture_prompt_embeds: What `encode_prompt` gives for the pictures alone; with
+                `prompt_embeds`, where the two scales differ.
+            free_encoder: True drops `mllm` and `aligner` before denoising, so that their memory is
+                free on any device; from then on the pipeline takes `prompt_embeds` only.
             output_type: `pil`, `np` or `pt` (in [0, 1]), or `latent` (not decoded).
             callback_on_step_end: Called after each step with the pipeline, the step's number, its
                 timestep and the tensors asked for; returns those that it replaces.
 
         Raises:
-            PromptError: If a prompt cannot be read.
+            PromptError: If a prompt, or what is said of its pictures, cannot be read.
             ConfigError: If another argument cannot work.
         """
         # 1. What the caller left open is the model's
@@ -408,116 +467,99 @@ class KosmosGPipeline(DiffusionPipeline):
             width=width,
             num_inference_steps=num_inference_steps,
             guidance_scale=guidance_scale,
+            text_guidance_scale=text_guidance_scale,
+            picture_guidance_scale=picture_guidance_scale,
+            guidance_interval=guidance_interval,
+            guidance_rescale=guidance_rescale,
+            picture_weights=picture_weights,
+            picture_windows=picture_windows,
             num_images_per_prompt=num_images_per_prompt,
             negative_prompt=negative_prompt,
             prompt_embeds=prompt_embeds,
             negative_prompt_embeds=negative_prompt_embeds,
+            picture_prompt_embeds=picture_prompt_embeds,
             output_type=output_type,
             callback_on_step_end_tensor_inputs=callback_on_step_end_tensor_inputs,
         )
-        self._guidance_scale = guidance_scale
+        text, picture = scales_of(guidance_scale, text_guidance_scale, picture_guidance_scale)
+        self._text_guidance_scale, self._picture_guidance_scale = text, picture
+        self._guidance_scale = text if text == picture else guidance_scale
         self._cross_attention_kwargs = cross_attention_kwargs
         self._interrupt = False
 
-        # 3. Prompts to conditions
-        prompt_embeds, negative_prompt_embeds = self.encode_prompt(
-            prompt,
-            negative_prompt,
-            num_images_per_prompt,
-            do_classifier_free_guidance=self.do_classifier_free_guidance,
-            prompt_embeds=prompt_embeds,
-            negative_prompt_embeds=negative_prompt_embeds,
-        )
-
-        # 4. Timesteps and noise
+        # 3. Timesteps
         device = self._execution_device
         if timesteps is None:
             self.scheduler.set_timesteps(num_inference_steps, device=device)
         else:
             self.scheduler.set_timesteps(timesteps=timesteps, device=device)
             num_inference_steps = len(timesteps)
+        self._num_timesteps = len(self.scheduler.timesteps)
+
+        # 4. Prompts to conditions
+        if prompt_embeds is None:
+            planned, embeds = self._reader().plan(
+                prompt,
+                picture_weights,
+                picture_windows,
+                num_steps=self._num_timesteps,
+                apart=self._guides_apart,
+            )
+        else:
+            planned = branches.given(
+                len(prompt_embeds), num_steps=self._num_timesteps, apart=self._guides_apart
+            )
+            pictures = [] if picture_prompt_embeds is None else [picture_prompt_embeds]
+            embeds = torch.cat([prompt_embeds, *pictures])
+        num_prompts = len(planned.segments[0].prompts)
+        if self.do_classifier_free_guidance:
+            negative_prompt_embeds = self._negative(
+                negative_prompt, negative_prompt_embeds, num_prompts, num_images_per_prompt
+            )
+        else:
+            negative_prompt_embeds = None
+        if free_encoder:
+            self.register_modules(mllm=None, aligner=None)
+        embeds = self._rows(embeds, 1)
+        told = [
+            branches.join(
+                segment,
+                embeds,
+                negative_prompt_embeds,
+                num_images_per_prompt=num_images_per_prompt,
+            )
+            for segment in planned.segments
+        ]
+
+        # 5. Noise
         latents = self.prepare_latents(
-            len(prompt_embeds),
+            num_prompts * num_images_per_prompt,
             height,
             width,
-            dtype=prompt_embeds.dtype,
+            dtype=embeds.dtype,
             device=device,
             generator=generator,
             latents=latents,
         )
 
-        # 5. Denoise
-        latents = self._denoise(
+        # 6. Denoise
+        latents = denoise(
+            self,
             latents,
-            prompt_embeds,
-            negative_prompt_embeds,
+            told,
+            guidance_interval=guidance_interval,
+            guidance_rescale=guidance_rescale,
             num_inference_steps=num_inference_steps,
             step_arguments=_accepted(self.scheduler.step, eta=eta, generator=generator),
+            negative_prompt_embeds=negative_prompt_embeds,
             callback=callback_on_step_end,
             callback_inputs=callback_on_step_end_tensor_inputs,
         )
 
-        # 6. Decode
+        # 7. Decode
         images = self._decode(latents, generator, output_type)
         self.maybe_free_model_hooks()
         return ImagePipelineOutput(images=images) if return_dict else (images,)
-
-    def _denoise(
-        self,
-        latents: Latents,
-        prompt_embeds: Condition,
-        negative_prompt_embeds: Condition | None,
-        *,
-        num_inference_steps: int,
-        step_arguments: dict[str, Any],
-        callback: StepCallback | None,
-        callback_inputs: Sequence[str],
-    ) -> Latents:
-        """Return the latents after all steps, or as they were when interrupted."""
-        if negative_prompt_embeds is not None:
-            prompt_embeds = torch.cat([negative_prompt_embeds, prompt_embeds])
-        timesteps, order = self.scheduler.timesteps, self.scheduler.order
-        num_warmup_steps = len(timesteps) - num_inference_steps * order
-        self._num_timesteps = len(timesteps)
-        with self.progress_bar(total=num_inference_steps) as progress_bar:  # pyright: ignore[reportCallIssue]
-            for index, timestep in enumerate(timesteps):
-                if self.interrupt:
-                    break
-                noise_pred = self._predict_noise(latents, timestep, prompt_embeds)
-                latents = self.scheduler.step(
-                    noise_pred, timestep, latents, **step_arguments, return_dict=False
-                )[0]
-                if callback is not None:
-                    tensors = {
-                        "latents": latents,
-                        "prompt_embeds": prompt_embeds,
-                        "negative_prompt_embeds": negative_prompt_embeds,
-                    }
-                    asked = {name: tensors[name] for name in callback_inputs}
-                    tensors |= callback(self, index, timestep, asked)
-                    latents, prompt_embeds = tensors["latents"], tensors["prompt_embeds"]
-                done = index + 1
-                if done == len(timesteps) or (done > num_warmup_steps and done % order == 0):
-                    progress_bar.update()
-        return latents
-
-    def _predict_noise(
-        self, latents: Latents, timestep: Tensor, prompt_embeds: Condition
-    ) -> Latents:
-        """Return the guided prediction; with guidance `prompt_embeds` has the null half first."""
-        guided = self.do_classifier_free_guidance
-        noisy_latents = torch.cat([latents] * 2) if guided else latents
-        noise_pred = self.unet(
-            self.scheduler.scale_model_input(noisy_latents, timestep),
-            timestep,
-            encoder_hidden_states=prompt_embeds,
-            cross_attention_kwargs=self.cross_attention_kwargs,
-            return_dict=False,
-        )[0]
-        if not guided:
-            return noise_pred
-        null_pred, noise_pred = noise_pred.chunk(2)
-        return guide(null_pred, noise_pred, guidance_scale=self.guidance_scale)
 
     def _decode(self, latents: Latents, generator: Generator | None, output_type: str) -> Any:  # noqa: ANN401 -- list of PIL pictures, array or tensor
         if output_type == "latent":
@@ -540,12 +582,6 @@ def _accepted(function: Callable[..., object], **arguments: object) -> dict[str,
     """Return those of the arguments that `function` takes: samplers differ."""
     parameters = inspect.signature(function).parameters
     return {name: value for name, value in arguments.items() if name in parameters}
-
-
-def _check_choice(name: str, given: Sequence[str], known: Sequence[str]) -> None:
-    for value in given:
-        if value not in known:
-            raise ConfigError(f"{name} has {value!r}; it may be {', '.join(known)}")
 
 
 def _line(error: Exception) -> str:

@@ -129,6 +129,22 @@ def check_files(directory: Path, parts: Sequence[str], *, variant: str | None = 
         check_part(directory, part, variant=variant)
 
 
+def absent_parts(directory: Path) -> set[str]:
+    """Return the parts that the model was saved without.
+
+    Raises:
+        CheckpointError: If the directory's index is there but cannot be read.
+    """
+    path = directory / INDEX_FILE
+    if not path.is_file():
+        return set()  # check_files says so
+    try:
+        index = json.loads(path.read_text(encoding="utf-8"))
+        return {name for name in PARTS if index.get(name, [""])[0] is None}
+    except (OSError, ValueError, TypeError, AttributeError, LookupError) as error:
+        raise CheckpointError(f"cannot read {path}: {error}; restore the file") from None
+
+
 def check_part(directory: Path, part: str, *, variant: str | None = None) -> None:
     """Pass a part that has its configuration and weights.
 

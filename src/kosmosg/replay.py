@@ -120,14 +120,14 @@ def _read(note: Note, folders: Sequence[Path]) -> tuple[Drawing, dict[str, Any]]
         return found[wanted]
 
     # What can be said of the rest comes first, before files are looked for.
-    load = checked(note.load, drawing.load)
-    if missing := {"dtype", "device"} - load.keys():
+    if missing := {"dtype", "device"} - note.load.keys():
         raise ConfigError(f"it does not say the {' and '.join(sorted(missing))}")
     if not 1 <= note.machine.threads <= MAX_THREADS:
         raise ConfigError(f"it asks for {note.machine.threads} threads; 1 to {MAX_THREADS} can be")
     wrong = [part for part in note.prompt if not isinstance(part, str | dict)]
     if wrong:
         raise ConfigError(f"{str(wrong[0])[:80]!r} in its prompt is neither words nor a picture")
+    load = checked(unpack(note.load, find_once), drawing.load)
     prompt = unpack(note.prompt, find_once)
     if any(not isinstance(part, str | Picture) for part in prompt):
         raise ConfigError("its prompt holds what is neither words nor a picture")

@@ -29,31 +29,50 @@ class Encoded:
     image_mask: Bool[Tensor, " seq"]
     pixel_values: Float[Tensor, "images 3 height width"] | None
     labels: Int[Tensor, " seq"] | None = None
+    image_weights: Float[Tensor, " images"] | None = None
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Batch:
-    """Sequences padded on the right; the pictures of all of them in one row, in order."""
+    """Sequences padded on the right; the pictures of all of them in one row, in order.
+
+    Attributes:
+        image_index: Which row of `pixel_values` each picture of the sequences is; None: its own.
+        image_weights: What each picture's latents are multiplied by; None: 1.
+    """
 
     input_ids: Int[Tensor, "batch seq"]
     attention_mask: Bool[Tensor, "batch seq"]
     image_mask: Bool[Tensor, "batch seq"]
-    pixel_values: Float[Tensor, "images 3 height width"] | None
+    pixel_values: Float[Tensor, "pictures 3 height width"] | None
     labels: Int[Tensor, "batch seq"] | None = None
+    image_index: Int[Tensor, " images"] | None = None
+    image_weights: Float[Tensor, " images"] | None = None
 
     def to(self, device: torch.device | str, dtype: torch.dtype | None = None) -> "Batch":
         """Return the batch on another device, its pictures in `dtype` (None: as they are)."""
         pixel_values, labels = self.pixel_values, self.labels
+        index, weights = self.image_index, self.image_weights
         return Batch(
             input_ids=self.input_ids.to(device),
             attention_mask=self.attention_mask.to(device),
             image_mask=self.image_mask.to(device),
             pixel_values=None if pixel_values is None else pixel_values.to(device, dtype),
             labels=None if labels is None else labels.to(device),
+            image_index=None if index is None else index.to(device),
+            image_weights=None if weights is None else weights.to(device),
         )
 
 
-def encode(prompt: Prompt, tokenizer: Tokenizer, *, num_latents: int, image_size: int) -> Encoded:
+def encode(
+    prompt: Prompt,
+    tokenizer: Tokenizer,
+    *,
+    num_latents: int,
+    image_size: int,
+    image_weights: Sequence[float] | None = None,
+    views: dict[int, Tensor] | None = None,
+) -> Encoded:
     """Return the sequence of a prompt as the image decoder is conditioned on it: without `</s>`.
 
     Texts that follow one another are tokenised one by one.
@@ -62,33 +81,44 @@ def encode(prompt: Prompt, tokenizer: Tokenizer, *, num_latents: int, image_size
         prompt: Words and pictures; a sequence without either is the null prompt, `<s>`.
         num_latents: Slots of one picture.
         image_size: Side of the square that the vision tower sees.
+        image_weights: What each picture's latents will be multiplied by. A picture of weight 0 is
+            left out, slots and brackets. None: 1 for all.
+        views: Keeps what the vision tower sees of each picture, by the picture's `id`, for further
+            prompts with the same ones.
 
     Raises:
         PromptError: If a part is neither text nor picture, or a picture cannot be used.
+        ValueError: If the weights are not as many as the pictures.
 
     Source:
         NUMERICS sections 2.1 and 2.2: stages 2 and 3 and inference never show `</s>` to the model.
     """
+    for part in prompt:
+        if not isinstance(part, str | Image.Image):  # pyright: ignore[reportUnnecessaryIsInstance]
+            raise PromptError(
+                f"a prompt holds {type(part).__name__}; it may hold only str and PIL images"
+            )
     ids = [tokenizer.bos_id]
     slots = [False]
     pictures: list[Tensor] = []
+    views = {} if views is None else views
+    prompt, weights = shown(prompt, image_weights)
     for part in prompt:
         if isinstance(part, str):
             snippet = tokenizer.encode(part)
             ids += snippet
             slots += [False] * len(snippet)
-        elif isinstance(part, Image.Image):  # pyright: ignore[reportUnnecessaryIsInstance]
+        else:
             ids += [tokenizer.image_id] * (1 + num_latents) + [tokenizer.end_image_id]
             slots += [False] + [True] * num_latents + [False]
-            pictures.append(clip_view(part, image_size))
-        else:
-            raise PromptError(
-                f"a prompt holds {type(part).__name__}; it may hold only str and PIL images"
-            )
+            if id(part) not in views:
+                views[id(part)] = clip_view(part, image_size)
+            pictures.append(views[id(part)])
     return Encoded(
         input_ids=torch.tensor(ids),
         image_mask=torch.tensor(slots),
         pixel_values=torch.stack(pictures) if pictures else None,
+        image_weights=torch.tensor(weights) if set(weights) - {1.0} else None,
     )
 
 
@@ -97,6 +127,23 @@ def length(prompt: Prompt, tokenizer: Tokenizer, *, num_latents: int) -> int:
     snippets = (len(tokenizer.encode(part)) for part in prompt if isinstance(part, str))
     num_pictures = sum(not isinstance(part, str) for part in prompt)
     return 1 + sum(snippets) + num_pictures * (num_latents + 2)
+
+
+def shown(
+    prompt: Prompt, image_weights: Sequence[float] | None
+) -> tuple[list[str | Image.Image], list[float]]:
+    """Return the prompt without its pictures of weight 0, and the weights of the others.
+
+    Raises:
+        ValueError: If the weights are not as many as the pictures.
+    """
+    pictures = [part for part in prompt if not isinstance(part, str)]
+    weights = [1.0] * len(pictures) if image_weights is None else list(image_weights)
+    if len(weights) != len(pictures):
+        raise ValueError(f"{len(weights)} weights for {len(pictures)} pictures")
+    following = iter(weights)
+    parts = [part for part in prompt if isinstance(part, str) or next(following)]
+    return parts, [weight for weight in weights if weight]
 
 
 def encode_document(
@@ -146,7 +193,20 @@ def collate(encoded: Sequence[Encoded], *, pad_id: int) -> Batch:
         image_mask=_pad([one.image_mask for one in encoded], 0),
         pixel_values=torch.cat(pictures) if pictures else None,
         labels=_pad(labels, IGNORED) if labels else None,
+        image_weights=_weights(encoded),
     )
+
+
+def share_pictures(batch: Batch) -> Batch:
+    """Return the batch with each picture once, however often it occurs in the sequences."""
+    if batch.pixel_values is None:
+        return batch
+    rows: dict[bytes, int] = {}
+    index = [rows.setdefault(row.numpy().tobytes(), len(rows)) for row in batch.pixel_values.cpu()]
+    if len(rows) == len(index):
+        return batch
+    first = torch.tensor([index.index(row) for row in range(len(rows))])
+    return replace(batch, pixel_values=batch.pixel_values[first], image_index=torch.tensor(index))
 
 
 def decode(encoded: Encoded, tokenizer: Tokenizer) -> list[str | int]:
@@ -167,6 +227,18 @@ def decode(encoded: Encoded, tokenizer: Tokenizer) -> list[str | int]:
         elif index not in (tokenizer.bos_id, tokenizer.image_id, tokenizer.end_image_id):
             text.append(index)
     return [*parts, tokenizer.decode(text)] if text else parts
+
+
+def _weights(encoded: Sequence[Encoded]) -> Float[Tensor, " images"] | None:
+    if all(one.image_weights is None for one in encoded):
+        return None
+    return torch.cat(
+        [
+            torch.ones(len(one.pixel_values)) if one.image_weights is None else one.image_weights
+            for one in encoded
+            if one.pixel_values is not None
+        ]
+    )
 
 
 def _pad(rows: Sequence[Tensor], value: int) -> Tensor:

@@ -205,7 +205,9 @@ def test_a_controlnet_that_is_not_whole_is_named(pipe: KosmosGPipeline, tmp_path
         load_controlnet(tmp_path / "net", pipe)
     weights.unlink()
     torch.save(made.state_dict(), tmp_path / "net/diffusion_pytorch_model.bin")
-    with pytest.raises(CheckpointError, match=r"net: diffusion_pytorch_model.safetensors is missing"):
+    with pytest.raises(
+        CheckpointError, match=r"net: diffusion_pytorch_model.safetensors is missing"
+    ):
         load_controlnet(tmp_path / "net", pipe)
     pipe.unet.save_pretrained(tmp_path / "unet")
     with pytest.raises(

@@ -4,7 +4,6 @@ import json
 import resource
 import shutil
 from pathlib import Path
-from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -24,6 +23,7 @@ from kosmosg.model.image_decoder import scheduler
 from kosmosg.pipeline import KosmosGPipeline, sampler_name
 from kosmosg.release import GenerationConfig
 from toys.model import EMBED_DIM, NUM_QUERIES, SIZE, toy_picture, toy_pipeline
+from toys.sampling import seeded, stable_diffusion
 
 CAT, DOG = toy_picture(1), toy_picture(2, (64, 30))
 RAGGED = [["a red cat"], ["a photo of", CAT, "on the snow"], [CAT, "and", DOG], [DOG]]
@@ -40,25 +40,8 @@ def shared() -> KosmosGPipeline:
     return toy_pipeline()
 
 
-def seeded(seed: int = 0) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
-
-
 def embeds(seed: int, rows: int = 2) -> torch.Tensor:
     return torch.randn(rows, NUM_QUERIES, EMBED_DIM, generator=seeded(seed))
-
-
-def stable_diffusion(pipe: KosmosGPipeline) -> Any:
-    absent = dict.fromkeys(("text_encoder", "tokenizer", "safety_checker", "feature_extractor"))
-    stable = StableDiffusionPipeline(
-        vae=pipe.vae,
-        unet=pipe.unet,
-        scheduler=pipe.scheduler,
-        requires_safety_checker=False,
-        **cast(dict[str, Any], absent),
-    )
-    stable.set_progress_bar_config(disable=True)
-    return stable
 
 
 # ------------------------------------------------------------------- equal to Stable Diffusion

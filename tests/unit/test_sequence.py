@@ -192,3 +192,36 @@ def test_moving_a_batch_casts_only_its_pictures() -> None:
 @given(prompts)
 def test_the_length_is_known_without_encoding(prompt: list[str | Image.Image]) -> None:
     assert length(prompt, TOKENIZER, num_latents=NUM_LATENTS) == len(encoded(prompt).input_ids)
+
+
+def weighed(prompt: Prompt, *weights: float) -> Encoded:
+    return encode(
+        prompt,
+        TOKENIZER,
+        num_latents=NUM_LATENTS,
+        image_size=IMAGE_SIZE,
+        image_weights=weights,
+    )
+
+
+def test_a_picture_of_weight_0_leaves_nothing_behind() -> None:
+    weighted = weighed(["a", PICTURE, "cat", OTHER], 0.0, 0.5)
+    without = encoded(["a", "cat", OTHER])
+    assert weighted.input_ids.tolist() == without.input_ids.tolist()
+    assert weighted.image_mask.tolist() == without.image_mask.tolist()
+    assert torch.equal(weighted.pixel_values, without.pixel_values)
+    assert weighted.image_weights.tolist() == [0.5]
+
+
+def test_weights_of_1_are_no_weights_and_others_fill_up_with_1() -> None:
+    assert weighed(["a", PICTURE], 1.0).image_weights is None
+    rows = [encoded([PICTURE, OTHER]), encoded(["a"]), weighed([OTHER], 0.25)]
+    batch = collate(rows, pad_id=PAD)
+    assert batch.image_weights.tolist() == [1.0, 1.0, 0.25]
+    assert batch.to("cpu", torch.bfloat16).image_weights.tolist() == [1.0, 1.0, 0.25]
+    assert collate(rows[:2], pad_id=PAD).image_weights is None
+
+
+def test_weights_must_be_as_many_as_pictures() -> None:
+    with pytest.raises(ValueError, match="1 weights for 2 pictures"):
+        weighed([PICTURE, OTHER], 1.0)

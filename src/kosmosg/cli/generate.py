@@ -8,6 +8,18 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from kosmosg.cli.canvas import Canny, ControlImages, ControlNets, InitImage, Mask, Strength
+from kosmosg.cli.controls import (
+    GuidanceInterval,
+    GuidanceRescale,
+    Lora,
+    PictureGuidance,
+    TextGuidance,
+    Weight,
+    Window,
+    fractions,
+    lora_arguments,
+    warnings_as_lines,
+)
 from kosmosg.cli.jobs import (
     Job,
     check_job,
@@ -109,6 +121,13 @@ def generate(
     controlnet: ControlNets = None,
     control_image: ControlImages = None,
     canny: Canny = False,
+    text_guidance: TextGuidance = None,
+    picture_guidance: PictureGuidance = None,
+    guidance_interval: GuidanceInterval = None,
+    guidance_rescale: GuidanceRescale = None,
+    weight: Weight = None,
+    window: Window = None,
+    lora: Lora = None,
     batch: Annotated[
         Path | None,
         typer.Option(
@@ -143,6 +162,7 @@ def generate(
       kosmosg generate "a creature" me.png "in the snow" -o snow.png
       kosmosg generate me.png "and" you.png "on the beach" -n 4 --seed 7
       kosmosg generate me.png "at night" --init-image photo.png --mask mask.png
+      kosmosg generate me.png "and" you.png --weight 0.6 --weight 1 --lora style.safetensors:0.8
       kosmosg generate --batch prompts.jsonl --resume
 
     Each PNG carries its prompt, seeds and settings, as JSON in its text: `kosmosg replay` draws it
@@ -167,6 +187,14 @@ def generate(
         controlnet=tuple(controlnet or ()),
         control_image=tuple(control_image or ()),
         canny=canny,
+        text_guidance=text_guidance,
+        picture_guidance=picture_guidance,
+        guidance_interval=None
+        if guidance_interval is None
+        else fractions("--guidance-interval", guidance_interval),
+        guidance_rescale=guidance_rescale,
+        weight=tuple(weight or ()),
+        window=tuple(fractions("--window", one) for one in window or ()),
     )
     if batch is None:
         jobs = [job_of(parts or (), output, options)]
@@ -182,12 +210,11 @@ def generate(
     load: dict[str, Any] = {
         "dtype": dtype.value,
         "device": drawing.find_device() if device == "auto" else device,
+        **lora_arguments(lora or ()),
     }
-    pipe = drawing.load(
-        directory,
-        **load,
-        encoder=any(not job.options.condition for job in jobs),
-    )
+    encoder = any(not job.options.condition for job in jobs)
+    with warnings_as_lines():
+        pipe = drawing.load(directory, **load, encoder=encoder)
     for job in jobs:
         with located(job.where):
             drawing.check(pipe, drawing_of(job, directory))
@@ -219,8 +246,8 @@ def _draw_all(
     if offload:
         for job in jobs:
             if not job.options.condition:
-                prompt = drawing_of(job, directory).prompt
-                encoded[job] = drawing.encode(pipe, prompt, job.options.negative_prompt)
+                with located(job.where):
+                    encoded[job] = drawing.encode_for(pipe, drawing_of(job, directory))
         drawing.free_encoder(pipe)
     done = 0
     try:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from kosmosg import config
 from kosmosg.cli.canvas import canvas_pictures, note_scaling
+from kosmosg.cli.controls import check_pictures
 from kosmosg.cli.options import Options, arguments
 from kosmosg.cli.prompt import open_picture, read_parts
 from kosmosg.errors import ConfigError, KosmosGError
@@ -141,6 +142,7 @@ def check_job(job: Job, directory: Path) -> None:
         max_pictures = release.read_generation_config(directory).max_pictures
         tokenizer = Tokenizer.from_pretrained(directory / "tokenizer")
         check_prompt(prompt_of(drawn.prompt), tokenizer, max_pictures=max_pictures)
+        check_pictures(job.options, prompt_of(drawn.prompt))
         check_words([job.options.negative_prompt or ""], tokenizer)
         sizes = release.read_sizes(directory)
         for prompt in (prompt_of(drawn.prompt), [job.options.negative_prompt or ""]):

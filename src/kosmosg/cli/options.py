@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from kosmosg.cli.canvas import canvas_arguments, check_canvas
+from kosmosg.cli.controls import check_controls, control_arguments
 from kosmosg.errors import ConfigError
 from kosmosg.note import MAX_IMAGES, MAX_SEED, MAX_SIDE, MAX_STEPS
 
@@ -71,6 +72,12 @@ class Options:
     controlnet: tuple[str, ...] = ()
     control_image: tuple[str, ...] = ()
     canny: bool = False
+    text_guidance: float | None = None
+    picture_guidance: float | None = None
+    guidance_interval: tuple[float, float] | None = None
+    guidance_rescale: float | None = None
+    weight: tuple[float, ...] = ()
+    window: tuple[tuple[float, float], ...] = ()
 
     def __post_init__(self) -> None:
         from kosmosg.samplers import check_name
@@ -87,12 +94,18 @@ class Options:
                 raise ConfigError(f"{name} is {value}; give {low} to {most}")
         _parse_size(self.size)
         check_canvas(self)
+        check_controls(self)
         if self.scheduler is not None:
             check_name(self.scheduler)
         if self.condition and self.negative_prompt is not None:
             raise ConfigError(
                 "a condition has its negative prompt in it; leave out negative_prompt, "
                 "or encode the condition with another"
+            )
+        if self.condition and (self.weight or self.window):
+            raise ConfigError(
+                "a condition has its pictures in it already; leave out weight and window, or give "
+                "the words and pictures themselves"
             )
         if len(self.condition) != (2 if self.blend is not None else min(1, len(self.condition))):
             raise ConfigError(
@@ -124,7 +137,7 @@ def arguments(options: Options, defaults: "GenerationConfig") -> dict[str, Any]:
         paths = [Path(name) for name in options.condition]
         given["conditions"] = [File(path=path, sha256=of_file(path)) for path in paths]
         given["blend"] = options.blend
-    return given | canvas_arguments(options)
+    return given | canvas_arguments(options) | control_arguments(options)
 
 
 def let_threads_sleep() -> None:

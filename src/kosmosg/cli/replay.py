@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from kosmosg.cli.controls import warnings_as_lines
 from kosmosg.cli.options import hide_loading_bars, let_threads_sleep
 
 app = typer.Typer()
@@ -17,8 +18,8 @@ def replay(
     pictures: Annotated[
         list[Path] | None,
         typer.Option(
-            help="Where the pictures of its prompt are, under any name; more than once for more "
-            "folders.",
+            help="Where its pictures, conditions and LoRAs are, under any name; more than once "
+            "for more folders.",
             show_default="the PNG's folder, and this one",
         ),
     ] = None,
@@ -43,7 +44,8 @@ def replay(
     hide_loading_bars()
     from kosmosg.replay import replay as draw_again
 
-    outcome = draw_again(png, model=model, pictures=pictures)
+    with warnings_as_lines():
+        outcome = draw_again(png, model=model, pictures=pictures)
     for difference in outcome.differences:
         print(f"not as then: {difference}", file=sys.stderr)
     print(outcome.pixels or "identical")

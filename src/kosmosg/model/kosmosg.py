@@ -24,7 +24,12 @@ class KosmosG(nn.Module):
     def encode(self, batch: Batch) -> Float[Tensor, "batch queries embed"]:
         """Return the prompt embeds of a batch."""
         hidden_states = self.mllm(
-            batch.input_ids, batch.attention_mask, batch.image_mask, batch.pixel_values
+            batch.input_ids,
+            batch.attention_mask,
+            batch.image_mask,
+            batch.pixel_values,
+            image_index=batch.image_index,
+            image_weights=batch.image_weights,
         )
         return self.aligner(hidden_states, batch.attention_mask)
 

@@ -94,9 +94,11 @@ class MLLM(ModelMixin, ConfigMixin):
         input_ids: Int[Tensor, "batch seq"],
         attention_mask: Bool[Tensor, "batch keys"],
         image_mask: Bool[Tensor, "batch seq"] | None = None,
-        pixel_values: Float[Tensor, "images 3 height width"] | None = None,
+        pixel_values: Float[Tensor, "pictures 3 height width"] | None = None,
         *,
-        image_features: Float[Tensor, "images latents hidden"] | None = None,
+        image_index: Int[Tensor, " images"] | None = None,
+        image_weights: Float[Tensor, " images"] | None = None,
+        image_features: Float[Tensor, "pictures latents hidden"] | None = None,
         cache: list[KeyValueCache] | None = None,
     ) -> Float[Tensor, "batch seq hidden"]:
         """Return the hidden states after the last LayerNorm.
@@ -106,6 +108,8 @@ class MLLM(ModelMixin, ConfigMixin):
                 all before it, pads included (released). With a cache it covers the cached
                 positions too and hides pads, so that new words may follow a padded prompt.
             image_mask: True where a picture's latents stand instead of a word.
+            image_index: Which row of the pictures fills each run of slots; None: the next one.
+            image_weights: What each run's latents are multiplied by; None: 1.
             image_features: `encode_images` of the pictures, instead of `pixel_values`.
             cache: From `new_cache`; it grows by this call.
 
@@ -114,6 +118,10 @@ class MLLM(ModelMixin, ConfigMixin):
         """
         if pixel_values is not None:
             image_features = self.encode_images(pixel_values)
+        if image_features is not None and image_index is not None:
+            image_features = image_features[image_index]
+        if image_features is not None and image_weights is not None:
+            image_features = image_features * image_weights[:, None, None].to(image_features.dtype)
         embeds = self.embed(input_ids, image_mask, image_features)
         positions = position_ids(attention_mask)[:, -input_ids.shape[1] :]
         hidden_states = math.sqrt(embeds.shape[-1]) * embeds
@@ -174,7 +182,13 @@ class MLLM(ModelMixin, ConfigMixin):
         """
         cache, mask = self.new_cache(), batch.attention_mask
         hidden_states = self(
-            batch.input_ids, mask, batch.image_mask, batch.pixel_values, cache=cache
+            batch.input_ids,
+            mask,
+            batch.image_mask,
+            batch.pixel_values,
+            image_index=batch.image_index,
+            image_weights=batch.image_weights,
+            cache=cache,
         )
         last = hidden_states[torch.arange(len(mask), device=mask.device), mask.sum(1) - 1]
         running = torch.ones_like(mask[:, :1])

@@ -6,7 +6,7 @@ with pictures are aligned to the text states of their captions; no image decoder
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -89,7 +89,7 @@ class AlignStage:
     ) -> None:
         self.trainable = trainable
         self._tokenizer = tokenizer
-        self._sizes = {"num_latents": num_latents, "image_size": image_size}
+        self._sizes: dict[str, Any] = {"num_latents": num_latents, "image_size": image_size}
         self._text_tower = text_tower
         self._padding = padding
         self._mllm = mllm
@@ -161,7 +161,7 @@ class AlignPicturesStage:
     ) -> None:
         self.trainable = trainable
         self._tokenizer = tokenizer
-        self._sizes = {"num_latents": num_latents, "image_size": image_size}
+        self._sizes: dict[str, Any] = {"num_latents": num_latents, "image_size": image_size}
         self._text_tower = text_tower
 
     def collate(self, records: Sequence[Composed]) -> tuple[Batch, Int[Tensor, "batch queries"]]:

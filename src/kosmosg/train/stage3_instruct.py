@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Float, Int
@@ -73,7 +73,7 @@ class InstructStage:
     ) -> None:
         self.trainable = trainable
         self._tokenizer = tokenizer
-        self._sizes = {"num_latents": num_latents, "image_size": image_size}
+        self._sizes: dict[str, Any] = {"num_latents": num_latents, "image_size": image_size}
         self._target_size = target_size
         self._image_decoder = image_decoder.requires_grad_(False).eval()
         self._condition_drop = condition_drop

@@ -1,0 +1,132 @@
+"""LoRA files into the U-Net: where they are, and what of them is for it."""
+
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from diffusers.loaders.lora_pipeline import StableDiffusionLoraLoaderMixin
+from safetensors import SafetensorError
+from torch import Tensor
+
+from kosmosg.errors import CheckpointError
+
+Source = str | Path | Mapping[str, Tensor]
+SUFFIX = ".safetensors"
+
+
+class UNetLoraLoaderMixin(StableDiffusionLoraLoaderMixin):
+    """Diffusers' LoRA loading for a pipeline whose prompts no CLIP text encoder reads.
+
+    `set_adapters`, `fuse_lora`, `unload_lora_weights` and the rest are diffusers' own.
+    """
+
+    text_encoder = None  # the loader asks for one
+
+    @classmethod
+    def lora_state_dict(
+        cls,
+        pretrained_model_name_or_path_or_dict: Source,
+        **kwargs: Any,  # noqa: ANN401 -- whatever diffusers takes
+    ) -> tuple[Any, ...]:
+        """Return what diffusers makes of a LoRA's file, without what is for a text encoder.
+
+        Only safetensors are read, and nothing is downloaded.
+
+        Raises:
+            CheckpointError: If there is no such file, or nothing in it is for the U-Net.
+        """
+        source, weight_name = find(
+            pretrained_model_name_or_path_or_dict, kwargs.pop("weight_name", None)
+        )
+        kwargs |= {"use_safetensors": True, "local_files_only": True, "weight_name": weight_name}
+        state_dict, *rest = super().lora_state_dict(source, **kwargs)
+        return for_unet(state_dict, str(weight_name or "the LoRA")), *rest
+
+    def load_lora_weights(
+        self,
+        pretrained_model_name_or_path_or_dict: Source,
+        adapter_name: str | None = None,
+        hotswap: bool = False,
+        **kwargs: Any,  # noqa: ANN401 -- whatever diffusers takes
+    ) -> None:
+        """Put a LoRA into the U-Net, from a file in the layout of diffusers or of kohya's scripts.
+
+        What the file has for a text encoder is left out, with one warning: there is none here.
+
+        Raises:
+            CheckpointError: If the file is missing, damaged or not for this U-Net.
+        """
+        source: Any = (
+            pretrained_model_name_or_path_or_dict  # a Path too, which diffusers leaves out
+        )
+        try:
+            with warnings.catch_warnings():
+                # peft's, on every LoRA but the first; several at once are meant to be.
+                warnings.filterwarnings("ignore", message="Already found a `peft_config`")
+                super().load_lora_weights(source, adapter_name, hotswap, **kwargs)
+        except (OSError, RuntimeError, ValueError, SafetensorError) as error:
+            which = "given as weights" if isinstance(source, Mapping) else source
+            raise CheckpointError(
+                f"cannot load the LoRA {which}: {' '.join(str(error).split())}; "
+                "give one made for this U-Net, under a name not in use"
+            ) from error
+
+
+def find(source: Source, weight_name: str | None) -> tuple[Any, str | None]:
+    """Return the directory and the name of a LoRA's file, or the weights that were given.
+
+    Args:
+        source: A file, a directory with one, or weights by name.
+        weight_name: Which file of the directory.
+
+    Raises:
+        CheckpointError: If there is none, or not exactly one.
+    """
+    if isinstance(source, Mapping):
+        return dict(source), None
+    path = Path(source) / weight_name if weight_name else Path(source)
+    if path.is_dir():
+        files = sorted(path.glob(f"*{SUFFIX}"))
+        if len(files) != 1:
+            raise CheckpointError(
+                f"{path} has {len(files)} files that end in {SUFFIX}; name the LoRA's file"
+            )
+        path = files[0]
+    check_path(path)
+    return str(path.parent), path.name
+
+
+def check_path(path: Path) -> None:
+    """Pass the path of a file that may hold a LoRA.
+
+    Raises:
+        CheckpointError: If there is none, or its kind can run code.
+    """
+    if not path.is_file():
+        raise CheckpointError(f"there is no LoRA {path}; nothing is downloaded: check the path")
+    if path.suffix != SUFFIX:
+        raise CheckpointError(
+            f"the LoRA {path} does not end in {SUFFIX}; other files can run code: convert it first"
+        )
+
+
+def for_unet(state_dict: Mapping[str, Tensor], where: str) -> dict[str, Tensor]:
+    """Return the weights that are for the U-Net; warns if there are others.
+
+    Raises:
+        CheckpointError: If there is none.
+    """
+    kept = {key: weight for key, weight in state_dict.items() if not key.startswith("text_encoder")}
+    if not any(key.startswith("unet.") for key in kept):
+        raise CheckpointError(
+            f"{where} has no LoRA weights for a U-Net of Stable Diffusion; "
+            "give a file in the layout of diffusers or of kohya's scripts"
+        )
+    if len(kept) < len(state_dict):
+        warnings.warn(
+            f"{where}: left out {len(state_dict) - len(kept)} of {len(state_dict)} weights, which "
+            "are for a text encoder; Kosmos-G has none, so trigger words may do little",
+            stacklevel=2,
+        )
+    return kept
