@@ -37,7 +37,7 @@ from kosmosg.prompts import Prompts
 STRENGTH = 0.8
 GRID = 8  # of the sizes that diffusers' pipelines take
 # What our own loop takes besides; these values change nothing.
-NEUTRAL = {"guidance_interval": (0.0, 1.0), "guidance_rescale": 0.0}
+NEUTRAL = {"guidance_interval": (0.0, 1.0), "guidance_rescale": 0.0, "eta": 0.0}
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -75,6 +75,7 @@ def paint(
     prompt_embeds: GivenEmbeds | None = None,
     negative_prompt_embeds: GivenEmbeds | None = None,
     output_type: str = "pil",
+    cross_attention_kwargs: dict[str, Any] | None = None,
     **only_ours: Any,  # noqa: ANN401 -- what else the pipeline's call takes
 ) -> Any:  # noqa: ANN401 -- diffusers' output, with `images`
     """Return pictures of the prompt that keep to the canvas; arguments as of the pipeline's call.
@@ -90,6 +91,9 @@ def paint(
     Source:
         NUMERICS section 10: a ControlNet counts 1.0 over the whole schedule, as released.
     """
+    # Weights of pictures act on the condition; the third branch's embeds may lie there unused.
+    weights = {name: only_ours.pop(name) for name in ("picture_weights",) if name in only_ours}
+    only_ours.pop("picture_prompt_embeds", None)
     for name, value in only_ours.items():
         if value is not None and value != NEUTRAL.get(name):
             raise ConfigError(
@@ -122,6 +126,7 @@ def paint(
             do_classifier_free_guidance=guidance_scale > 1,
             prompt_embeds=prompt_embeds,
             negative_prompt_embeds=negative_prompt_embeds,
+            **weights,
         )
     draw = _tool(pipe, canvas, len(embeds))
     return draw(
@@ -131,6 +136,7 @@ def paint(
         guidance_scale=guidance_scale,
         generator=generator,
         output_type=output_type,
+        cross_attention_kwargs=cross_attention_kwargs,
     )
 
 

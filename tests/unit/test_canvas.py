@@ -181,6 +181,7 @@ def test_what_cannot_work_is_named(pipe: KosmosGPipeline, parts, arguments, word
 
 def test_neutral_values_of_our_own_loop_pass(pipe: KosmosGPipeline):
     neutral = {"picture_windows": None, "guidance_interval": (0.0, 1.0), "guidance_rescale": 0.0}
+    neutral |= {"picture_prompt_embeds": torch.zeros(1, 6, 16), "cross_attention_kwargs": None}
     canvas = Canvas(init_image=picture())
     assert np.array_equal(draw(pipe, canvas, **neutral), draw(pipe, canvas))
 
@@ -205,9 +206,7 @@ def test_a_controlnet_that_is_not_whole_is_named(pipe: KosmosGPipeline, tmp_path
         load_controlnet(tmp_path / "net", pipe)
     weights.unlink()
     torch.save(made.state_dict(), tmp_path / "net/diffusion_pytorch_model.bin")
-    with pytest.raises(
-        CheckpointError, match=r"net: diffusion_pytorch_model.safetensors is missing"
-    ):
+    with pytest.raises(CheckpointError, match=r"net: diffusion_pytorch_model.* is missing"):
         load_controlnet(tmp_path / "net", pipe)
     pipe.unet.save_pretrained(tmp_path / "unet")
     with pytest.raises(
