@@ -38,6 +38,7 @@ from kosmosg.note import (
     prompt_of,
 )
 from kosmosg.pipeline import KosmosGPipeline
+from kosmosg.quantize import int8_weights
 from kosmosg.samplers import sampler
 from kosmosg.settings import checked
 
@@ -68,6 +69,7 @@ def load(
     dtype: DType = "float32",
     device: str = "cpu",
     encoder: bool = True,
+    quantize: Literal["int8"] | None = None,
     loras: Sequence[File] = (),
     lora_scales: Sequence[float] = (),
 ) -> KosmosGPipeline:
@@ -78,16 +80,20 @@ def load(
         device: As torch names it: cpu, cuda, cuda:1, mps.
         encoder: False loads U-Net and VAE only, which is enough to draw from conditions; then the
             directory needs no mllm and no aligner.
+        quantize: "int8" keeps the MLLM's matrices so.
         loras: Files for the U-Net, all at once.
         lora_scales: How much of each.
 
     Raises:
         CheckpointError: If the directory is not a whole model, or a LoRA not one for it.
-        ConfigError: If there is no such device, or the scales are not as many as the LoRAs.
+        ConfigError: If there is no such device, no torchao to quantize, or the scales are not as
+            many as the LoRAs.
     """
     check_device(device)
-    without = {} if encoder else {"mllm": None, "aligner": None}
-    pipe = KosmosGPipeline.from_pretrained(model, dtype=getattr(torch, dtype), **without)
+    options: dict[str, Any] = {} if encoder else {"mllm": None, "aligner": None}
+    if quantize and encoder:
+        options["quantization_config"] = int8_weights()
+    pipe = KosmosGPipeline.from_pretrained(model, dtype=getattr(torch, dtype), **options)
     if len(loras) != len(lora_scales):
         raise ConfigError(f"{len(loras)} LoRAs have {len(lora_scales)} scales; give each its own")
     names = [f"lora-{number}" for number in range(1, 1 + len(loras))]

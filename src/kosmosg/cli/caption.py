@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from kosmosg.cli.options import Model, let_threads_sleep
+from kosmosg.cli.options import Model, prepare_libraries
 from kosmosg.cli.prompt import open_picture
 
 if TYPE_CHECKING:
@@ -28,7 +28,7 @@ def caption(
     Example:
       kosmosg caption me.png
     """  # noqa: D301 -- click's mark for text to be kept as it is
-    let_threads_sleep()
+    prepare_libraries()
     opened = open_picture(picture)
 
     import torch

@@ -11,7 +11,7 @@ from kosmosg.cli.options import (
     Parts,
     Precision,
     hide_loading_bars,
-    let_threads_sleep,
+    prepare_libraries,
 )
 from kosmosg.cli.prompt import read_parts
 from kosmosg.note import Picture
@@ -43,7 +43,7 @@ def encode(
     """  # noqa: D301 -- click's mark for text to be kept as it is
     from kosmosg.cli.output import check_output
 
-    let_threads_sleep()
+    prepare_libraries()
     prompt = read_parts(parts)
     inputs = [part.path for part in prompt if isinstance(part, Picture)]
     check_output(output, inputs, suffix=".safetensors")

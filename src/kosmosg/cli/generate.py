@@ -36,8 +36,9 @@ from kosmosg.cli.options import (
     OptionalParts,
     Options,
     Precision,
+    Quantization,
     hide_loading_bars,
-    let_threads_sleep,
+    prepare_libraries,
 )
 from kosmosg.errors import ConfigError
 from kosmosg.note import png
@@ -146,6 +147,13 @@ def generate(
         Precision, typer.Option(help="Precision; float16 needs a GPU to be fast.")
     ] = Precision.float32,
     device: Device = "auto",
+    quantize: Annotated[
+        Quantization | None,
+        typer.Option(
+            help="Keep the language model's matrices as int8: less memory (needs torchao).",
+            show_default="no",
+        ),
+    ] = None,
     offload: Annotated[
         bool,
         typer.Option(
@@ -168,7 +176,7 @@ def generate(
     Each PNG carries its prompt, seeds and settings, as JSON in its text: `kosmosg replay` draws it
     again. The paths of the files written go to stdout.
     """  # noqa: D301 -- click's mark for text to be kept as it is
-    let_threads_sleep()
+    prepare_libraries()
     from kosmosg import drawing, release
 
     options = Options(
@@ -210,6 +218,7 @@ def generate(
     load: dict[str, Any] = {
         "dtype": dtype.value,
         "device": drawing.find_device() if device == "auto" else device,
+        **({} if quantize is None else {"quantize": quantize.value}),
         **lora_arguments(lora or ()),
     }
     encoder = any(not job.options.condition for job in jobs)

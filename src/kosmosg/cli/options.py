@@ -1,5 +1,6 @@
 """What may be said about a picture: options of the command line, arguments of the pipeline."""
 
+import logging
 import os
 import re
 from dataclasses import dataclass
@@ -36,6 +37,12 @@ Model = Annotated[
     str,
     typer.Option(help="nano, the model that ships with kosmosg, or a directory with a model."),
 ]
+
+
+class Quantization(StrEnum):
+    """What the language model's matrices are kept in, for `--quantize`."""
+
+    int8 = "int8"
 
 
 class Precision(StrEnum):
@@ -140,13 +147,18 @@ def arguments(options: Options, defaults: "GenerationConfig") -> dict[str, Any]:
     return given | canvas_arguments(options) | control_arguments(options)
 
 
-def let_threads_sleep() -> None:
-    """Have torch's idle threads sleep, not spin; to be called before torch is imported.
+def prepare_libraries() -> None:
+    """Have torch's idle threads sleep, and libraries say errors only; before they are imported.
 
     Where other programs want the cores too, spinning threads made a picture of seconds take
-    minutes (2 cores, 10 busy processes: over 200 s against 5 s).
+    minutes (2 cores, 10 busy processes: over 200 s against 5 s). What the libraries say on import
+    is of optional ones: torchvision, kernels of torchao.
     """
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    for name in ("DIFFUSERS_VERBOSITY", "TRANSFORMERS_VERBOSITY"):
+        os.environ.setdefault(name, "error")
+    for name in ("torchao", "torch.utils._pytree"):
+        logging.getLogger(name).setLevel(logging.ERROR)
 
 
 def hide_loading_bars() -> None:
@@ -154,9 +166,6 @@ def hide_loading_bars() -> None:
     from diffusers.utils import logging
 
     logging.disable_progress_bar()
-    from transformers.utils import logging as processors
-
-    processors.set_verbosity_error()  # diffusers' pipelines import some that want torchvision
 
 
 def _parse_size(size: str | None) -> tuple[int | None, int | None]:

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from kosmosg.cli.controls import warnings_as_lines
-from kosmosg.cli.options import hide_loading_bars, let_threads_sleep
+from kosmosg.cli.options import hide_loading_bars, prepare_libraries
 
 app = typer.Typer()
 
@@ -40,7 +40,7 @@ def replay(
     Example:
       kosmosg replay out.png
     """  # noqa: D301 -- click's mark for text to be kept as it is
-    let_threads_sleep()
+    prepare_libraries()
     hide_loading_bars()
     from kosmosg.replay import replay as draw_again
 
