@@ -9,7 +9,6 @@ table and writes outputs/bench-precision.json.
 """
 
 import argparse
-import gc
 import json
 import subprocess
 import sys
@@ -62,8 +61,7 @@ def measure(model: str, precision: str, out: Path) -> None:
     for name, prompt in prompts().items():
         embeds[name] = drawing.encode(pipe, prompt).prompt_embeds.float().contiguous()
     memory["encoding, at most"] = resident_gib("VmHWM:")
-    drawing.free_encoder(pipe)
-    gc.collect()
+    pipe.free_encoder()
     memory["encoder freed"] = resident_gib()
     save_file(embeds, out.with_suffix(".safetensors"))
     out.with_suffix(".json").write_text(json.dumps(memory), encoding="utf-8")

@@ -22,7 +22,7 @@ import torch
 from PIL import Image
 from pydantic import InstanceOf
 
-from kosmosg import conditions, hashes, release
+from kosmosg import conditions, hashes, memory, release
 from kosmosg.conditions import Condition
 from kosmosg.controls import PictureWeights
 from kosmosg.errors import ConfigError
@@ -94,6 +94,8 @@ def load(
     if quantize and encoder:
         options["quantization_config"] = int8_weights()
     pipe = KosmosGPipeline.from_pretrained(model, dtype=getattr(torch, dtype), **options)
+    if quantize:
+        memory.give_back()  # what the matrices took before
     if len(loras) != len(lora_scales):
         raise ConfigError(f"{len(loras)} LoRAs have {len(lora_scales)} scales; give each its own")
     names = [f"lora-{number}" for number in range(1, 1 + len(loras))]
@@ -176,13 +178,6 @@ def encode(
             "kosmosg": version("kosmosg"),
         },
     )
-
-
-def free_encoder(pipe: KosmosGPipeline) -> None:
-    """Drop MLLM and aligner from a pipeline that from now on draws from conditions only."""
-    pipe.register_modules(mllm=None, aligner=None)
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
 
 
 def draw(

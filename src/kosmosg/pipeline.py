@@ -17,7 +17,7 @@ from diffusers.schedulers.scheduling_utils import SchedulerMixin
 from diffusers.utils.torch_utils import randn_tensor
 from safetensors import SafetensorError
 
-from kosmosg import branches, config, release
+from kosmosg import branches, config, memory, release
 from kosmosg.controls import (
     WHOLE,
     Fractions,
@@ -355,6 +355,11 @@ class KosmosGPipeline(DiffusionPipeline, UNetLoraLoaderMixin):
         embeds = embeds.to(self._execution_device, self.unet.dtype)
         return embeds.repeat_interleave(num_images_per_prompt, dim=0)
 
+    def free_encoder(self) -> None:
+        """Drop MLLM and AlignerNet and give their memory back; conditions can still be drawn."""
+        self.register_modules(mllm=None, aligner=None)
+        memory.give_back()
+
     def prepare_latents(
         self,
         batch_size: int,
@@ -519,7 +524,7 @@ class KosmosGPipeline(DiffusionPipeline, UNetLoraLoaderMixin):
         else:
             negative_prompt_embeds = None
         if free_encoder:
-            self.register_modules(mllm=None, aligner=None)
+            self.free_encoder()
         embeds = self._rows(embeds, 1)
         told = [
             branches.join(

@@ -257,7 +257,7 @@ def _draw_all(
             if not job.options.condition:
                 with located(job.where):
                     encoded[job] = drawing.encode_for(pipe, drawing_of(job, directory))
-        drawing.free_encoder(pipe)
+        pipe.free_encoder()
     done = 0
     try:
         for job in tqdm(jobs, desc="pictures", disable=True if alone else None):
