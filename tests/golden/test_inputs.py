@@ -56,8 +56,8 @@ def test_all_64_prompts_and_the_vocabulary(shared: Golden) -> None:
     assert {check.tolerance for check in checks} == {0}
 
 
-# As the released tokenizer cuts them: control characters are dropped but for NUL, which is unknown,
-# and U+0085, which the dictionary lacks too; marks are the characters that they are made of.
+# As the released tokenizer cuts them: ASCII's control characters are blanks or dropped, but NUL is
+# unknown, as is U+0085 beyond ASCII; marks are the characters that they are made of.
 ODD_TEXTS = {
     "a\x07 cat\x1b[31m": ["▁a", "▁cat", "[", "31", "m"],
     "a\tcat\nred\r\x0b\x0c": ["▁a", "▁cat", "▁red"],

@@ -17,7 +17,6 @@ from kosmosg.convert.reading import DEAD_SCALE, DUMMY, EMBEDDING, TIED
 from kosmosg.convert.stored import StoredTensor, read_safetensors
 from kosmosg.errors import CheckpointError
 
-
 # Sections of fairseq's options in which this model decides nothing.
 _SETTINGS = (
     *("common", "common_eval", "distributed_training", "dataset", "optimization", "checkpoint"),
@@ -103,8 +102,8 @@ def _sections(
 ) -> dict[str, Any]:
     """Return the whole file: their sections, in each the options that this model decides.
 
-    Of training there is nothing to say, and the optimiser's state is left out as in their last
-    checkpoint. fairseq fills in what an option lacks.
+    Of training there is nothing to say: a section without a decision has its name alone, and the
+    optimiser's state is left out, as in the golden files.
     """
     align = aligner["with_reconstruction"]
     cfg: dict[str, Any] = {"_name": None, **{name: {"_name": None} for name in _SETTINGS}}
