@@ -6,10 +6,12 @@ import pytest
 from PIL import Image
 
 from kosmosg.data.compose import compose
+from kosmosg.sequence import encode
 from kosmosg.verify import Golden, check_file
 from kosmosg.verify.loaders import PICTURE, coins, example, mentions
 
 P = PICTURE
+UNKNOWN = 3
 
 # What the released Open Images loader makes of a caption and its tags, as prompts. With the nouns
 # kept, and with the nouns dropped (None: the released loader loses the sample; ours is kept).
@@ -52,6 +54,38 @@ def test_all_64_prompts_and_the_vocabulary(shared: Golden) -> None:
     assert [check for check in checks if not check.ok] == []
     assert len(checks) == 4 * 64 + 7
     assert {check.tolerance for check in checks} == {0}
+
+
+# As the released tokenizer cuts them: ASCII's control characters are blanks or dropped, but NUL is
+# unknown, as is U+0085 beyond ASCII; marks are the characters that they are made of.
+ODD_TEXTS = {
+    "a\x07 cat\x1b[31m": ["▁a", "▁cat", "[", "31", "m"],
+    "a\tcat\nred\r\x0b\x0c": ["▁a", "▁cat", "▁red"],
+    "\x01\x02": [],
+    "a\0cat": ["▁a", "\0", "cat"],
+    "a cat\x7f\x85x": ["▁a", "▁cat", "\x85", "x"],
+    "a<image>cat": ["▁a", "<", "image", ">", "cat"],
+    "</image>": ["▁<", "/", "image", ">"],
+    "<s>": ["▁<", "s", ">"],
+    "</s>": ["▁<", "/", "s", ">"],
+    "<i>": ["▁<", "i", ">"],
+    "<pad>": ["▁<", "pad", ">"],
+}
+
+
+@pytest.mark.parametrize("text", ODD_TEXTS)
+def test_odd_text_is_never_a_picture(shared: Golden, text: str) -> None:
+    tokenizer = shared.tokenizer
+    pieces, ids = tokenizer.pieces(text), tokenizer.encode(text)
+    assert pieces == ODD_TEXTS[text]
+    assert [piece for piece, index in zip(pieces, ids, strict=True) if index == UNKNOWN] == [
+        piece for piece in pieces if piece in ("\0", "\x85")
+    ]
+    sequence = encode([text, P, text], tokenizer, num_latents=2, image_size=28)
+    slots = [tokenizer.image_id] * 3 + [tokenizer.end_image_id]
+    assert sequence.input_ids.tolist() == [0, *ids, *slots, *ids]
+    assert not {0, 1, 2, *range(64001, 64007)} & set(ids)
+    assert sequence.image_mask.nonzero().flatten().tolist() == [len(ids) + 2, len(ids) + 3]
 
 
 def test_training_sequences_and_batches(shared: Golden) -> None:

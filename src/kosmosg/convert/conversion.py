@@ -78,8 +78,7 @@ def convert(
     to = None if dtype is None else getattr(torch, dtype)
     num_bytes = writing.sum_bytes(weights.values(), to)
     with writing.appearing(out, num_bytes=num_bytes) as made:
-        total = writing.sum_bytes(weights.values(), None)
-        with tqdm(total=total, unit="B", unit_scale=True, disable=None, leave=False) as bar:
+        with writing.progress("writing", writing.sum_bytes(weights.values(), None)) as bar:
             for name, model in models.items():
                 _write_part(made / name, model, weights[name], bar, to)
         _write_beside(made, decoder, models, pieces)
@@ -203,19 +202,22 @@ def _tokenizer(checkpoint: Path, directory: Path | None, vocab_size: int) -> Pat
 def _replaced(read: Checkpoint, decoder: Decoder) -> dict[str, Any]:
     """Return how far the base's weights are from those of the checkpoint that they replace."""
     report: dict[str, Any] = {}
-    for part, ours in (("unet", decoder.unet), ("vae", decoder.vae)):
-        theirs = read.part(part)
-        differences = [
-            (ours[name].read().float() - tensor.read().float()).abs().max().item()
-            for name, tensor in theirs.items()
-            if name in ours and ours[name].shape == tensor.shape
-        ]
-        same = ours.keys() == theirs.keys() and len(differences) == len(theirs)
-        report[part] = {
-            "compared": len(differences),
-            "equal": same and not any(differences),
-            "max_difference": max(differences, default=None),
-        }
+    parts = {"unet": decoder.unet, "vae": decoder.vae}
+    with writing.progress("comparing", writing.sum_bytes(map(read.part, parts), None)) as bar:
+        for part, ours in parts.items():
+            theirs = read.part(part)
+            differences = []
+            for name, tensor in theirs.items():
+                if name in ours and ours[name].shape == tensor.shape:
+                    away = ours[name].read().float() - tensor.read().float()
+                    differences.append(away.abs().max().item())
+                bar.update(tensor.nbytes)
+            same = ours.keys() == theirs.keys() and len(differences) == len(theirs)
+            report[part] = {
+                "compared": len(differences),
+                "equal": same and not any(differences),
+                "max_difference": max(differences, default=None),
+            }
     return report
 
 

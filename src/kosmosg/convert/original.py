@@ -1,4 +1,4 @@
-"""Our directory to a checkpoint in the authors' layout, for their code and for comparisons."""
+"""Our directory to a checkpoint in the authors' layout."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -16,6 +16,12 @@ from kosmosg.convert.names import their_name
 from kosmosg.convert.reading import DEAD_SCALE, DUMMY, EMBEDDING, TIED
 from kosmosg.convert.stored import StoredTensor, read_safetensors
 from kosmosg.errors import CheckpointError
+
+# Sections of fairseq's options in which this model decides nothing.
+_SETTINGS = (
+    *("common", "common_eval", "distributed_training", "dataset", "optimization", "checkpoint"),
+    *("bmuf", "generation", "eval_lm", "interactive", "ema"),
+)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -74,7 +80,7 @@ def to_original(directory: Path, out: Path) -> None:
     model[TIED] = embedding
     model[DEAD_SCALE] = _Ready(value=_dead_scale(head_dim).to(embedding.dtype))
     model[DUMMY] = _Ready(value=torch.zeros(1, dtype=embedding.dtype))
-    data = {"args": None, "cfg": {"model": _options(mllm, aligner)}, "model": model}
+    data = _sections(mllm, aligner, model)
     stored = [{name: one for name, one in model.items() if isinstance(one, StoredTensor)}]
     with writing.appearing(out, num_bytes=writing.sum_bytes(stored, None)) as made:
         write_archive(made, data)
@@ -91,12 +97,52 @@ def _dead_scale(head_dim: int) -> Float[Tensor, " half"]:
     return (torch.arange(0, head_dim, 2) + 0.4 * head_dim) / (1.4 * head_dim)
 
 
+def _sections(
+    mllm: Mapping[str, Any], aligner: Mapping[str, Any], model: Mapping[str, StoredTensor | _Ready]
+) -> dict[str, Any]:
+    """Return the whole file: their sections, in each the options that this model decides.
+
+    Of training there is nothing to say: a section without a decision has its name alone, and the
+    optimiser's state is left out, as in the golden files.
+    """
+    align = aligner["with_reconstruction"]
+    cfg: dict[str, Any] = {"_name": None, **{name: {"_name": None} for name in _SETTINGS}}
+    cfg["model"] = _options(mllm, aligner)
+    cfg["task"] = {"_name": "kosmosg", "image_token_length": mllm["num_latents"], "align": align}
+    cfg["criterion"] = {"_name": "kosmosg", "align": align}
+    cfg["lr_scheduler"] = {"_name": "fixed"}
+    cfg["scoring"] = {"_name": "bleu"}
+    cfg |= {"optimizer": None, "bpe": None, "tokenizer": None}
+    last = {
+        "criterion_name": "KosmosGLoss",
+        "optimizer_name": "MemoryEfficientFP16Optimizer",
+        "lr_scheduler_state": {"best": None},
+        "num_updates": 0,
+    }
+    return {
+        "args": None,
+        "cfg": cfg,
+        "model": model,
+        "criterion": {},
+        "optimizer_history": [last],
+        "task_state": {},
+        "extra_state": {
+            "metrics": None,
+            "previous_training_time": 0.0,
+            "train_iterator": {"epoch": 1},
+            "epoch": 1,
+        },
+    }
+
+
 def _options(mllm: Mapping[str, Any], aligner: Mapping[str, Any]) -> dict[str, Any]:
     """Return the options of fairseq that say what the weights do not."""
     return {
         "_name": "kosmosg_xl",
         "activation_fn": "gelu",
         "decoder_embed_dim": mllm["hidden_size"],
+        "decoder_input_dim": mllm["hidden_size"],
+        "decoder_output_dim": mllm["hidden_size"],
         "decoder_ffn_embed_dim": mllm["intermediate_size"],
         "decoder_layers": mllm["num_hidden_layers"],
         "decoder_attention_heads": mllm["num_attention_heads"],
@@ -106,8 +152,15 @@ def _options(mllm: Mapping[str, Any], aligner: Mapping[str, Any]) -> dict[str, A
         "latent_query_num": mllm["num_latents"],
         "share_decoder_input_output_embed": True,
         "no_scale_embedding": False,
+        "decoder_normalize_before": True,
+        "no_decoder_final_norm": False,
+        "deepnorm": False,
         "sope_rel_pos": True,
         "subln": True,
+        "text_encoder": "none",
+        "image_encoder": "clip",
+        "audio_encoder": "none",
+        "connector": "xconnector",
         "visual_model_name": "ViT-L-14",
         "visual_output_dim": mllm["vision_hidden_size"],
         "align": aligner["with_reconstruction"],

@@ -24,13 +24,11 @@ Tensors = Mapping[str, StoredTensor]
 
 _WEIGHTS = "diffusion_pytorch_model"
 # One copy of each weight: the repository holds it in four forms, 20 GB in all.
-_ON_HUB = [
-    "unet/config.json",
-    f"unet/{_WEIGHTS}.safetensors",
-    "vae/config.json",
-    f"vae/{_WEIGHTS}.safetensors",
-    "scheduler/scheduler_config.json",
-]
+_CONFIGS = ["unet/config.json", "vae/config.json", "scheduler/scheduler_config.json"]
+_FULL, _HALF = (
+    [f"{part}/{_WEIGHTS}{variant}.safetensors" for part in ("unet", "vae")]
+    for variant in ("", ".fp16")
+)
 _UNET_PREFIX, _VAE_PREFIX = "model.diffusion_model.", "first_stage_model."
 _OLD_ATTENTION = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
 
@@ -227,12 +225,18 @@ def _channels(unet: Tensors) -> int:
 
 
 def _fetched(name: str) -> Path:
+    """Return where a repository of the hub lies here now: in full precision, or as fp16."""
     from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HTTPError
 
     try:
-        return Path(snapshot_download(name, allow_patterns=_ON_HUB))
-    except (OSError, ValueError) as error:
+        found = Path(snapshot_download(name, allow_patterns=[*_CONFIGS, *_FULL]))
+        if not all((found / file).is_file() for file in _FULL):
+            found = Path(snapshot_download(name, allow_patterns=[*_CONFIGS, *_HALF]))
+    except (HTTPError, OSError, ValueError, RuntimeError) as error:
         raise CheckpointError(
             f"cannot fetch {name} ({type(error).__name__}); on a machine with network download "
-            f"{', '.join(_ON_HUB)} from it into a directory, copy that here and give it as --base"
+            f"{', '.join([*_CONFIGS, *_FULL])} from it into a directory, copy that here and give "
+            "it as --base"
         ) from None
+    return found

@@ -20,7 +20,13 @@ from kosmosg.errors import CheckpointError
 
 MAX_SHARD_BYTES = 2 * 10**9
 SUMS_FILE = "SHA256SUMS"
+_CHUNK_BYTES = 2**22
 PARITY_FILE = "parity.json"
+
+
+def progress(what: str, num_bytes: int) -> "tqdm[Any]":
+    """Return a bar of bytes, which is shown on a terminal only and leaves nothing behind."""
+    return tqdm(desc=what, total=num_bytes, unit="B", unit_scale=True, disable=None, leave=False)
 
 
 @contextmanager
@@ -98,10 +104,15 @@ def write_json(path: Path, value: object) -> None:
 def write_sums(directory: Path) -> None:
     """Write the sha256 of every file of weights, as `sha256sum -c` reads it."""
     lines = []
-    for path in sorted(directory.rglob("*.safetensors")):
-        with path.open("rb") as file:
-            digest = hashlib.file_digest(file, "sha256").hexdigest()
-        lines.append(f"{digest}  {path.relative_to(directory).as_posix()}\n")
+    paths = sorted(directory.rglob("*.safetensors"))
+    with progress("sha256", sum(path.stat().st_size for path in paths)) as bar:
+        for path in paths:
+            digest = hashlib.sha256()
+            with path.open("rb") as file:
+                while chunk := file.read(_CHUNK_BYTES):
+                    digest.update(chunk)
+                    bar.update(len(chunk))
+            lines.append(f"{digest.hexdigest()}  {path.relative_to(directory).as_posix()}\n")
     (directory / SUMS_FILE).write_text("".join(lines), encoding="utf-8")
 
 

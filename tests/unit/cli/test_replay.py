@@ -66,6 +66,18 @@ def test_every_setting_is_replayed(drawn, here):
     assert replay() == (0, "identical\n", "")
 
 
+def test_a_picture_drawn_with_int8_weights_is_replayed(drawn, here):
+    replay = drawn("a", "cat.png", "--quantize", "int8")
+    assert note(here / "out.png")["load"]["quantize"] == "int8"
+    assert replay() == (0, "identical\n", "")
+    data = note(here / "out.png")
+    del data["load"]["quantize"]
+    write(here / "out.png", json.dumps(data))
+    code, out, _ = replay()
+    assert code == 1
+    assert "pixels differ" in out
+
+
 @pytest.mark.parametrize(
     ("name", "changes"),
     [

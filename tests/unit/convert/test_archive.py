@@ -26,8 +26,10 @@ def test_files_of_other_kinds_are_named(tmp_path: Path) -> None:
         (b"PK\x03\x04 and no end", "cut short or damaged"),
     ):
         path.write_bytes(data)
-        with pytest.raises(CheckpointError, match=what):
+        with pytest.raises(CheckpointError, match=what) as caught:
             read_archive(path)
+        assert "\n" not in str(caught.value)
+        assert len(str(caught.value)) < 400
     with pytest.raises(CheckpointError, match="No such file"):
         read_archive(tmp_path / "absent.pt")
     with pytest.raises(CheckpointError, match="cannot read"):

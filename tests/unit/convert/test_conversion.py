@@ -1,8 +1,13 @@
 """Toy checkpoints in the authors' layout: to a directory, and what is refused."""
 
+import contextlib
 import hashlib
 import json
+import os
+import re
 import shutil
+import sys
+import termios
 from pathlib import Path
 
 import pytest
@@ -350,6 +355,27 @@ def test_what_exists_is_not_overwritten(final, architecture, tmp_path, toy_dir) 
     (tmp_path / "made" / "mine.txt").unlink()
     convert(final, tmp_path / "made", architecture=architecture)
     assert (tmp_path / "made" / "model_index.json").is_file()
+
+
+def test_progress_is_shown_on_a_terminal_only(
+    final, architecture, toy_dir, tmp_path, monkeypatch, capfd
+) -> None:
+    convert(final, tmp_path / "quiet", architecture=architecture, base=str(toy_dir))
+    assert capfd.readouterr() == ("", "")
+    ours, theirs = os.openpty()
+    termios.tcsetwinsize(theirs, (24, 80))
+    with open(theirs, "w") as terminal, monkeypatch.context() as patch:
+        patch.setattr(sys, "stderr", terminal)
+        convert(final, tmp_path / "shown", architecture=architecture, base=str(toy_dir))
+    shown = ""
+    with contextlib.suppress(OSError):  # so a terminal says that its other end is closed
+        while read := os.read(ours, 4096).decode():
+            shown += read
+    os.close(ours)
+    for what in ("writing", "comparing", "sha256"):
+        assert re.search(rf"{what}: +\d+%", shown), what
+    assert "\n" not in shown
+    assert not shown.rpartition("\r")[0].rpartition("\r")[2].strip()  # wiped at the end
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt, OSError(28, "No space left on device")])

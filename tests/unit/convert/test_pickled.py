@@ -14,20 +14,15 @@ import torch
 from kosmosg.convert import inert, pickled
 from kosmosg.convert.stored import StoredTensor
 from kosmosg.errors import CheckpointError
-from toys.files import torch_file
+from toys.files import Reduces, torch_file
 
 # Text of this would have 2^60 brackets: each tuple holds the one before twice.
 BOMB = b"\x80\x02)" + b"2\x86" * 60
 
 
-class Reduces:
-    """Pickles as a call of `function`."""
-
-    def __init__(self, function, *arguments):
-        self.call = (function, arguments)
-
-    def __reduce__(self):
-        return self.call
+def assert_one_line(error: CheckpointError) -> None:
+    assert "\n" not in str(error)
+    assert len(str(error)) < 400
 
 
 @pytest.fixture
@@ -92,8 +87,7 @@ def test_an_attack_is_refused_in_one_line_and_nothing_runs(
     path = torch_file(tmp_path / "evil.pt", attacks(marker)[name])
     with pytest.raises(CheckpointError, match=r"evil\.pt is refused: its pickle") as caught:
         pickled.load(path)
-    assert "\n" not in str(caught.value)
-    assert len(str(caught.value)) < 400
+    assert_one_line(caught.value)
     assert not marker.exists()
 
 
@@ -116,8 +110,9 @@ def test_a_refused_name_is_said(tmp_path: Path) -> None:
      b"\x80\x02\x86.", b"\x80\x02t.", b"nonsense", b"\x80\x02ctorch\nSize\n)R."],
 )  # fmt: skip
 def test_a_damaged_pickle_is_named(data: bytes, tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match=r"bad\.pt: its pickle is damaged"):
+    with pytest.raises(CheckpointError, match=r"bad\.pt: its pickle is damaged") as caught:
         pickled.load(torch_file(tmp_path / "bad.pt", data))
+    assert_one_line(caught.value)
 
 
 def test_depth_costs_nothing(tmp_path: Path) -> None:
@@ -196,6 +191,7 @@ def test_a_tensor_that_cannot_be_is_refused(arguments, what: str, tmp_path: Path
     with pytest.raises(CheckpointError) as caught:
         pickled.load(path)
     assert what in str(caught.value)
+    assert_one_line(caught.value)
 
 
 def test_what_torch_saves_is_read_as_torch_reads_it(tmp_path: Path) -> None:

@@ -1,8 +1,11 @@
 """One toy Stable Diffusion in every form that people keep it in."""
 
 import json
+import os
+import pickle
 import re
 import shutil
+from fnmatch import fnmatch
 from pathlib import Path
 
 import huggingface_hub
@@ -13,6 +16,7 @@ from safetensors.torch import save_file
 from kosmosg import KosmosGPipeline
 from kosmosg.convert import convert, sd15
 from kosmosg.errors import CheckpointError
+from toys.files import Reduces, torch_file
 from toys.ldm import ldm
 from toys.model import EMBED_DIM
 
@@ -74,9 +78,10 @@ def test_a_directory_of_shards(tmp_path: Path, decoder, architecture) -> None:
     same(load(tmp_path / "sharded", architecture), decoder)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
 @pytest.mark.parametrize("name", ["sd.safetensors", "sd.ckpt", "bare.ckpt"])
-def test_one_file_in_the_original_layout(name, tmp_path, decoder, architecture) -> None:
-    weights = ldm(decoder.unet, decoder.vae)
+def test_one_file_in_the_original_layout(name, dtype, tmp_path, decoder, architecture) -> None:
+    weights = {key: value.to(dtype) for key, value in ldm(decoder.unet, decoder.vae).items()}
     weights |= {"cond_stage_model.x": torch.zeros(2), "model_ema.decay": torch.zeros(())}
     path = tmp_path / name
     if name == "sd.ckpt":
@@ -87,7 +92,7 @@ def test_one_file_in_the_original_layout(name, tmp_path, decoder, architecture) 
     else:
         save_file({key: value.contiguous() for key, value in weights.items()}, path)
     found = load(path, architecture)
-    same(found, decoder)
+    same(found, decoder, dtype)
     assert found.source == name
 
 
@@ -166,6 +171,83 @@ def test_without_a_network_a_name_says_what_to_fetch(architecture, monkeypatch) 
     assert "on a machine with network download unet/config.json" in str(caught.value)
     assert "--base" in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+@pytest.fixture
+def hub(base: Path, tmp_path: Path, monkeypatch) -> Path:
+    """A hub with the one repository `own/base`, which is fetched to `tmp_path / "fetched"`."""
+
+    def fetch(name: str, *, allow_patterns: list[str]) -> str:
+        assert name == "own/base"
+        for path in [path for path in base.rglob("*") if path.is_file()]:
+            file = path.relative_to(base)
+            if any(fnmatch(file.as_posix(), pattern) for pattern in allow_patterns):
+                (tmp_path / "fetched" / file).parent.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(path, tmp_path / "fetched" / file)
+        return str(tmp_path / "fetched")
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", fetch)
+    return base
+
+
+def fetched(folder: Path) -> list[str]:
+    return sorted(path.parent.name for path in (folder / "fetched").rglob("*.safetensors"))
+
+
+def test_a_name_on_the_hub_is_fetched_once(hub: Path, decoder, architecture, tmp_path) -> None:
+    for part in ("unet", "vae"):
+        for more in (f"{WEIGHTS}.fp16.safetensors", f"{WEIGHTS}.bin"):
+            (hub / part / more).write_bytes(b"not wanted")
+    (hub / "text_encoder").mkdir()
+    (hub / "text_encoder" / "model.safetensors").write_bytes(b"not wanted")
+    found = load("own/base", architecture)
+    same(found, decoder)
+    assert found.source == "own/base"
+    assert fetched(tmp_path) == ["unet", "vae"]
+
+
+def test_of_a_name_with_fp16_alone_that_is_fetched(hub, decoder, architecture, tmp_path) -> None:
+    for part in ("unet", "vae"):
+        (hub / part / f"{WEIGHTS}.safetensors").unlink()
+        state = {k: v.half() for k, v in getattr(decoder, part).state_dict().items()}
+        save_file(state, hub / part / f"{WEIGHTS}.fp16.safetensors")
+    same(load("own/base", architecture), decoder, torch.float16)
+    assert fetched(tmp_path) == ["unet", "vae"]
+
+
+@pytest.mark.parametrize(
+    "error",
+    [ConnectionResetError(104, "reset"), huggingface_hub.errors.HTTPError("peer closed\nhalf way"),
+     RuntimeError("cas: 500"), huggingface_hub.errors.HFValidationError("own/base")],
+)  # fmt: skip
+def test_a_download_that_breaks_says_what_to_fetch(error, architecture, monkeypatch) -> None:
+    def fetch(_name: str, **_options: object) -> str:
+        raise error
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", fetch)
+    with pytest.raises(CheckpointError, match="cannot fetch own/base ") as caught:
+        load("own/base", architecture)
+    assert f"({type(error).__name__})" in str(caught.value)
+    assert f"unet/{WEIGHTS}.safetensors" in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("file", ["sd.ckpt", "unet/diffusion_pytorch_model.bin"])
+def test_a_base_that_would_run_something_is_refused(
+    file, base, final, architecture, tmp_path
+) -> None:
+    marker = tmp_path / "it-ran"
+    attack = pickle.dumps({"state_dict": Reduces(os.system, f"touch {marker}")}, protocol=2)
+    given = base if file.startswith("unet/") else base / file
+    if file.startswith("unet/"):
+        (base / "unet" / f"{WEIGHTS}.safetensors").unlink()
+    torch_file(base / file, attack)
+    with pytest.raises(CheckpointError, match=r"is refused: its pickle names posix\.system") as e:
+        convert(final, tmp_path / "made", base=str(given), architecture=architecture)
+    assert "\n" not in str(e.value)
+    assert len(str(e.value)) < 400
+    assert not marker.exists()
+    assert not (tmp_path / "made").exists()
 
 
 def test_a_configuration_that_makes_no_model_is_named(final, architecture, tmp_path, base) -> None:
