@@ -147,6 +147,7 @@ class KosmosGPipeline(DiffusionPipeline, UNetLoraLoaderMixin):
         elsewhere = release.absent_parts(directory) | set(kwargs)
         parts = [name for name in release.PARTS if name not in elsewhere]
         release.check_files(directory, parts, variant=variant)
+        kwargs.setdefault("use_safetensors", True)  # or a .bin would do where there are none
         if "torch_dtype" not in kwargs:
             kwargs.setdefault("dtype", torch.float32)
         if "tokenizer" not in kwargs:
