@@ -26,7 +26,7 @@ from kosmosg.controls import (
     check_guidance,
     scales_of,
 )
-from kosmosg.denoising import Callback, Condition, Latents, denoise
+from kosmosg.denoising import Callback, Latents, PromptEmbeds, denoise
 from kosmosg.encoding import Embeds, PromptEncoder
 from kosmosg.errors import CheckpointError, ConfigError, PromptError
 from kosmosg.inputs import (
@@ -289,7 +289,7 @@ class KosmosGPipeline(DiffusionPipeline, UNetLoraLoaderMixin):
         prompt_embeds: GivenEmbeds | None = None,
         negative_prompt_embeds: GivenEmbeds | None = None,
         picture_weights: PictureWeights | None = None,
-    ) -> tuple[Condition, Condition | None]:
+    ) -> tuple[PromptEmbeds, PromptEmbeds | None]:
         """Return the U-Net's condition for each prompt, and the one to guide away from.
 
         Each prompt's rows follow one another (prompt-major, as in diffusers). Gradients pass.
@@ -342,7 +342,7 @@ class KosmosGPipeline(DiffusionPipeline, UNetLoraLoaderMixin):
         embeds: GivenEmbeds | None,
         num_prompts: int,
         num_images_per_prompt: int,
-    ) -> Condition:
+    ) -> PromptEmbeds:
         if embeds is None:
             embeds = self._reader().negative(prompt, num_prompts)
         if len(embeds) != num_prompts:
@@ -352,7 +352,7 @@ class KosmosGPipeline(DiffusionPipeline, UNetLoraLoaderMixin):
             )
         return self._rows(embeds, num_images_per_prompt)
 
-    def _rows(self, embeds: Embeds, num_images_per_prompt: int) -> Condition:
+    def _rows(self, embeds: Embeds, num_images_per_prompt: int) -> PromptEmbeds:
         embeds = embeds.to(self._execution_device, self.unet.dtype)
         return embeds.repeat_interleave(num_images_per_prompt, dim=0)
 

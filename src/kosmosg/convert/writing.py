@@ -1,6 +1,5 @@
 """A converted model on the disk: shards, sums, model card; whole or not at all."""
 
-import hashlib
 import json
 import os
 import shutil
@@ -15,11 +14,11 @@ from safetensors.torch import save_file
 from torch import Tensor
 from tqdm import tqdm
 
+from kosmosg import hashes
 from kosmosg.convert.stored import StoredTensor
 from kosmosg.errors import CheckpointError
 
 MAX_SHARD_BYTES = 2 * 10**9
-SUMS_FILE = "SHA256SUMS"
 PARITY_FILE = "parity.json"
 
 
@@ -97,12 +96,11 @@ def write_json(path: Path, value: object) -> None:
 
 def write_sums(directory: Path) -> None:
     """Write the sha256 of every file of weights, as `sha256sum -c` reads it."""
-    lines = []
-    for path in sorted(directory.rglob("*.safetensors")):
-        with path.open("rb") as file:
-            digest = hashlib.file_digest(file, "sha256").hexdigest()
-        lines.append(f"{digest}  {path.relative_to(directory).as_posix()}\n")
-    (directory / SUMS_FILE).write_text("".join(lines), encoding="utf-8")
+    lines = [
+        f"{hashes.of_file(path)}  {path.relative_to(directory).as_posix()}\n"
+        for path in sorted(directory.rglob("*.safetensors"))
+    ]
+    (directory / hashes.SUMS).write_text("".join(lines), encoding="utf-8")
 
 
 def write_index(directory: Path) -> None:
@@ -134,7 +132,7 @@ tags: [kosmos-g, subject-driven]
 
 The authors' weights after {stage}, from `{checkpoint}`, in the layout of diffusers; the image
 decoder is that of {decoder}. Made by `kosmosg convert`. `{PARITY_FILE}` says what became of each
-weight of the checkpoint, and `sha256sum -c {SUMS_FILE}` whether these files are still whole.
+weight of the checkpoint, and `sha256sum -c {hashes.SUMS}` whether these files are still whole.
 
 ```sh
 kosmosg generate --model . "a photo of" dog.png "on the beach"
