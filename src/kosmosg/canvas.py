@@ -4,7 +4,7 @@ The denoising loops here are diffusers' own, with our U-Net, VAE, sampler and pr
 only our loop does (guidance by pictures and words apart, step windows) is refused.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -37,7 +37,9 @@ from kosmosg.prompts import Prompts
 STRENGTH = 0.8
 GRID = 8  # of the sizes that diffusers' pipelines take
 # What our own loop takes besides; these values change nothing.
-NEUTRAL = {"guidance_interval": (0.0, 1.0), "guidance_rescale": 0.0, "eta": 0.0}
+NEUTRAL: dict[str, Any] = {"guidance_interval": (0.0, 1.0), "guidance_rescale": 0.0, "eta": 0.0}
+# Weights of pictures act on the condition; the third branch's embeds may lie there unused.
+UNHARMED = ("picture_weights", "picture_prompt_embeds")
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -91,15 +93,7 @@ def paint(
     Source:
         NUMERICS section 10: a ControlNet counts 1.0 over the whole schedule, as released.
     """
-    # Weights of pictures act on the condition; the third branch's embeds may lie there unused.
-    weights = {name: only_ours.pop(name) for name in ("picture_weights",) if name in only_ours}
-    only_ours.pop("picture_prompt_embeds", None)
-    for name, value in only_ours.items():
-        if value is not None and value != NEUTRAL.get(name):
-            raise ConfigError(
-                f"{name} is {value}, which only Kosmos-G's own loop knows; leave it out, or "
-                "generate without init picture, mask and ControlNet"
-            )
+    check_ours(only_ours)
     defaults = pipe.generation_config
     width = defaults.width if width is None else width
     height = defaults.height if height is None else height
@@ -126,7 +120,7 @@ def paint(
             do_classifier_free_guidance=guidance_scale > 1,
             prompt_embeds=prompt_embeds,
             negative_prompt_embeds=negative_prompt_embeds,
-            **weights,
+            picture_weights=only_ours.get("picture_weights"),
         )
     draw = _tool(pipe, canvas, len(embeds))
     return draw(
@@ -138,6 +132,20 @@ def paint(
         output_type=output_type,
         cross_attention_kwargs=cross_attention_kwargs,
     )
+
+
+def check_ours(arguments: Mapping[str, Any]) -> None:
+    """Pass further arguments of the pipeline's call none of which only its own loop knows.
+
+    Raises:
+        ConfigError: Naming one that says something.
+    """
+    for name, value in arguments.items():
+        if name not in UNHARMED and value is not None and value != NEUTRAL.get(name):
+            raise ConfigError(
+                f"{name} is {value}, which only Kosmos-G's own loop knows; leave it out, or "
+                "generate without init picture, mask and ControlNet"
+            )
 
 
 def canvas_of(

@@ -24,6 +24,7 @@ MAX_BYTES = 16 * 2**20  # the released model's is below 1 MiB
 _KEY = "kosmosg"
 _NEEDED = ("prompt_embeds", "negative_prompt_embeds")
 _OPTIONAL = "picture_prompt_embeds"
+_DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 _REMEDY = "write it again with `kosmosg encode`"
 
 Row = Float[Tensor, "1 queries embed"]
@@ -163,5 +164,5 @@ def _check(tensors: dict[str, Tensor], path: Path) -> None:
             raise CheckpointError(
                 f"{path}: {name} is {tuple(value.shape)}; all are 1 x queries x embed: {_REMEDY}"
             )
-        if not value.is_floating_point() or not value.isfinite().all():
+        if value.dtype not in _DTYPES or not value.isfinite().all():
             raise CheckpointError(f"{path}: {name} is not of finite numbers; {_REMEDY}")

@@ -47,7 +47,10 @@ def load_controlnet(directory: str | Path, pipe: KosmosGPipeline) -> ControlNetM
             torch_dtype=pipe.unet.dtype,
             output_loading_info=True,
         )
-    except (OSError, RuntimeError, ValueError, TypeError, SafetensorError) as error:
+    except (
+        *(OSError, RuntimeError, ValueError, TypeError, SafetensorError),
+        *(ArithmeticError, AttributeError, LookupError),  # diffusers, of an odd config.json
+    ) as error:
         reason = " ".join(str(error).split())
         raise CheckpointError(
             f"cannot load the ControlNet {directory}: {reason}; {remedy}"

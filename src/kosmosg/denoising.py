@@ -12,7 +12,7 @@ from kosmosg.controls import Fractions, steps_in
 from kosmosg.guidance import guide, guide_apart, rescale
 
 Latents = Float[Tensor, "batch channels height width"]
-Condition = Float[Tensor, "branches queries embed"]
+PromptEmbeds = Float[Tensor, "branches queries embed"]
 Tensors = dict[str, Tensor]
 StepCallback = Callable[[Any, int, Tensor, Tensors], Tensors]  # the pipeline comes first
 Callback = StepCallback | PipelineCallback | MultiPipelineCallbacks
@@ -42,7 +42,7 @@ def denoise(
     guidance_rescale: float,
     num_inference_steps: int,
     step_arguments: dict[str, Any],
-    negative_prompt_embeds: Condition | None,
+    negative_prompt_embeds: PromptEmbeds | None,
     callback: Callback | None,
     callback_inputs: Sequence[str],
 ) -> Latents:
@@ -101,7 +101,7 @@ def predict_noise(
     pipe: Sampling,
     latents: Latents,
     timestep: Tensor,
-    prompt_embeds: Condition,
+    prompt_embeds: PromptEmbeds,
     branches: Branches,
     *,
     guided: bool,

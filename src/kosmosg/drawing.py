@@ -6,6 +6,7 @@ an argument of either, or of `KosmosGPipeline.__call__`, to which `draw` hands w
 know; pictures and files among them are `note.Picture` and `note.File`.
 """
 
+import dataclasses
 import functools
 import hashlib
 import inspect
@@ -24,7 +25,7 @@ from pydantic import InstanceOf
 
 from kosmosg import conditions, hashes, memory, release
 from kosmosg.conditions import Condition
-from kosmosg.controls import PictureWeights
+from kosmosg.controls import PictureWeights, weights_of
 from kosmosg.errors import ConfigError
 from kosmosg.note import (
     VERSION,
@@ -140,7 +141,13 @@ def encode_for(pipe: KosmosGPipeline, drawing: Drawing) -> Condition:
             "windows of pictures need the language model while drawing; leave out --offload"
         )
     weights = settings.get("picture_weights")
-    return encode(pipe, drawing.prompt, settings.get("negative_prompt"), weights=weights)
+    condition = encode(pipe, drawing.prompt, settings.get("negative_prompt"), weights=weights)
+    # As branches.plan has it: no picture says what the negative prompt says, no words add nothing.
+    shown = any(weights_of(weights, [prompt_of(drawing.prompt)])[0])
+    if not shown or condition.picture_prompt_embeds is None:
+        alone = condition.prompt_embeds if shown else condition.negative_prompt_embeds
+        condition = dataclasses.replace(condition, picture_prompt_embeds=alone)
+    return condition
 
 
 def encode(
@@ -270,6 +277,11 @@ def check(pipe: KosmosGPipeline, drawing: Drawing) -> None:
         settings.pop("negative_prompt", None)
     known = inspect.signature(pipe.check_inputs).parameters
     pipe.check_inputs(**given, **{name: value for name, value in settings.items() if name in known})
+    if settings.get("init_image") is not None or settings.get("controlnets"):
+        from kosmosg.canvas import check_ours, paint
+
+        taken = {name for taker in (draw, paint) for name in inspect.signature(taker).parameters}
+        check_ours({name: value for name, value in settings.items() if name not in taken})
 
 
 def note(

@@ -24,8 +24,8 @@ class PromptEncoder:
     """Encodes prompts with the model it is handed; remembers the last few to guide away from."""
 
     def __init__(self) -> None:
-        self._state: list[object] = []
-        self._memory: OrderedDict[bytes, Tensor] = OrderedDict()
+        # Of which weights, and what: one value, so that threads never mix two models.
+        self._memory: tuple[list[object], OrderedDict[bytes, Tensor]] = ([], OrderedDict())
 
     def encode(
         self,
@@ -99,16 +99,18 @@ class PromptEncoder:
         if torch.is_grad_enabled() or model.mllm.training or model.aligner.training:
             return self._run([encoded], model, tokenizer, device)
         state = _state(model)
-        if self._state != state:
-            self._state = state
-            self._memory.clear()
+        known, remembered = self._memory
+        if known != state:
+            remembered = OrderedDict()
+            self._memory = state, remembered
         key = _key(encoded)
-        if key not in self._memory:
-            self._memory[key] = self._run([encoded], model, tokenizer, device)
-        self._memory.move_to_end(key)
-        if len(self._memory) > REMEMBERED:
-            self._memory.popitem(last=False)
-        return self._memory[key]
+        embeds = remembered.pop(key, None)
+        if embeds is None:
+            embeds = self._run([encoded], model, tokenizer, device)
+        remembered[key] = embeds  # the latest comes last
+        if len(remembered) > REMEMBERED:
+            remembered.popitem(last=False)
+        return embeds
 
     def _run(
         self,

@@ -1,7 +1,8 @@
 """LoRA files into the U-Net: where they are, and what of them is for it."""
 
+import re
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from kosmosg.errors import CheckpointError
 
 Source = str | Path | Mapping[str, Tensor]
 SUFFIX = ".safetensors"
+_NAME = re.compile(r"\^?[\w./ -]*\$?")
 
 
 class UNetLoraLoaderMixin(StableDiffusionLoraLoaderMixin):
@@ -41,6 +43,8 @@ class UNetLoraLoaderMixin(StableDiffusionLoraLoaderMixin):
         )
         kwargs |= {"use_safetensors": True, "local_files_only": True, "weight_name": weight_name}
         state_dict, *rest = super().lora_state_dict(source, **kwargs)
+        if kwargs.get("return_lora_metadata"):
+            check_metadata(rest[-1], str(weight_name or "the LoRA"))
         return for_unet(state_dict, str(weight_name or "the LoRA")), *rest
 
     def load_lora_weights(
@@ -65,7 +69,10 @@ class UNetLoraLoaderMixin(StableDiffusionLoraLoaderMixin):
                 # peft's, on every LoRA but the first; several at once are meant to be.
                 warnings.filterwarnings("ignore", message="Already found a `peft_config`")
                 super().load_lora_weights(source, adapter_name, hotswap, **kwargs)
-        except (OSError, RuntimeError, ValueError, SafetensorError) as error:
+        except (
+            *(OSError, RuntimeError, ValueError, SafetensorError),
+            *(AttributeError, LookupError, TypeError),  # diffusers and peft, of odd files
+        ) as error:
             which = "given as weights" if isinstance(source, Mapping) else source
             raise CheckpointError(
                 f"cannot load the LoRA {which}: {' '.join(str(error).split())}; "
@@ -109,6 +116,33 @@ def check_path(path: Path) -> None:
         raise CheckpointError(
             f"the LoRA {path} does not end in {SUFFIX}; other files can run code: convert it first"
         )
+
+
+def check_metadata(metadata: object, where: str) -> None:
+    """Pass what a file says of itself if it names modules by their names.
+
+    peft takes these texts for regular expressions, and one can be written that never ends.
+
+    Raises:
+        CheckpointError: If a text in it is more than a name.
+    """
+    for text in _texts(metadata):
+        if not _NAME.fullmatch(text):
+            raise CheckpointError(
+                f"the metadata of {where} hold {text[:60]!r}, which is not the name of a module; "
+                "save the LoRA with its target modules by name"
+            )
+
+
+def _texts(value: object) -> Iterator[str]:
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, Mapping):
+        yield from _texts(list(value))
+        yield from _texts(list(value.values()))
+    elif isinstance(value, list | tuple):
+        for inner in value:
+            yield from _texts(inner)
 
 
 def for_unet(state_dict: Mapping[str, Tensor], where: str) -> dict[str, Tensor]:

@@ -161,10 +161,10 @@ def read_png(path: Path) -> tuple["Image.Image", Note]:
     """
     from PIL import Image
 
-    from kosmosg.images import open_image
+    from kosmosg.images import FORMATS, open_image
 
     image = open_image(path)
-    with Image.open(path) as file:  # just opened, checked and found whole
+    with Image.open(path, formats=FORMATS) as file:  # just opened, checked and found whole
         file.load()
         text = getattr(file, "text", {}).get(KEY)
     if text is None:

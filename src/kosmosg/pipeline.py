@@ -26,7 +26,7 @@ from kosmosg.controls import (
     check_guidance,
     scales_of,
 )
-from kosmosg.denoising import Callback, Condition, Latents, denoise
+from kosmosg.denoising import Callback, Latents, PromptEmbeds, denoise
 from kosmosg.encoding import Embeds, PromptEncoder
 from kosmosg.errors import CheckpointError, ConfigError, PromptError
 from kosmosg.inputs import (
@@ -147,6 +147,7 @@ class KosmosGPipeline(DiffusionPipeline, UNetLoraLoaderMixin):
         elsewhere = release.absent_parts(directory) | set(kwargs)
         parts = [name for name in release.PARTS if name not in elsewhere]
         release.check_files(directory, parts, variant=variant)
+        kwargs.setdefault("use_safetensors", True)  # or a .bin would do where there are none
         if "torch_dtype" not in kwargs:
             kwargs.setdefault("dtype", torch.float32)
         if "tokenizer" not in kwargs:
@@ -288,7 +289,7 @@ class KosmosGPipeline(DiffusionPipeline, UNetLoraLoaderMixin):
         prompt_embeds: GivenEmbeds | None = None,
         negative_prompt_embeds: GivenEmbeds | None = None,
         picture_weights: PictureWeights | None = None,
-    ) -> tuple[Condition, Condition | None]:
+    ) -> tuple[PromptEmbeds, PromptEmbeds | None]:
         """Return the U-Net's condition for each prompt, and the one to guide away from.
 
         Each prompt's rows follow one another (prompt-major, as in diffusers). Gradients pass.
@@ -341,7 +342,7 @@ class KosmosGPipeline(DiffusionPipeline, UNetLoraLoaderMixin):
         embeds: GivenEmbeds | None,
         num_prompts: int,
         num_images_per_prompt: int,
-    ) -> Condition:
+    ) -> PromptEmbeds:
         if embeds is None:
             embeds = self._reader().negative(prompt, num_prompts)
         if len(embeds) != num_prompts:
@@ -351,7 +352,7 @@ class KosmosGPipeline(DiffusionPipeline, UNetLoraLoaderMixin):
             )
         return self._rows(embeds, num_images_per_prompt)
 
-    def _rows(self, embeds: Embeds, num_images_per_prompt: int) -> Condition:
+    def _rows(self, embeds: Embeds, num_images_per_prompt: int) -> PromptEmbeds:
         embeds = embeds.to(self._execution_device, self.unet.dtype)
         return embeds.repeat_interleave(num_images_per_prompt, dim=0)
 

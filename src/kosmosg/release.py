@@ -97,7 +97,7 @@ def read_generation_config(directory: Path) -> GenerationConfig:
         raise CheckpointError(
             f"{directory} is no Kosmos-G model: {GENERATION_FILE} is missing; {remedy(directory)}"
         ) from None
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise CheckpointError(f"cannot read {path}: {error}; restore the file") from None
     version = data.get("format_version") if isinstance(data, dict) else None
     if version != FORMAT_VERSION:
@@ -141,7 +141,10 @@ def absent_parts(directory: Path) -> set[str]:
     try:
         index = json.loads(path.read_text(encoding="utf-8"))
         return {name for name in PARTS if index.get(name, [""])[0] is None}
-    except (OSError, ValueError, TypeError, AttributeError, LookupError) as error:
+    except (
+        *(OSError, ValueError, RecursionError),
+        *(TypeError, AttributeError, LookupError),
+    ) as error:
         raise CheckpointError(f"cannot read {path}: {error}; restore the file") from None
 
 
@@ -197,7 +200,7 @@ def read_part_config(directory: Path, part: str) -> dict[str, Any]:
         return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise CheckpointError(f"{path} is missing; {remedy(directory)}") from None
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise CheckpointError(f"cannot read {path}: {error}; {remedy(directory)}") from None
 
 

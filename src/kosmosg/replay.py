@@ -62,7 +62,7 @@ def replay(
     try:
         drawn, load = _read(note, folders)
         directory = release.find(_name(note) if model is None else model)
-    except ConfigError as error:
+    except (ConfigError, RecursionError) as error:
         raise ConfigError(f"the note in {path} cannot be replayed: {error}") from None
     parts = drawing.DECODER if drawn.arguments.get("conditions") else _ALL
     device = load["device"] if _is_there(load["device"]) else drawing.find_device()

@@ -13,9 +13,9 @@ from kosmosg.note import MAX_SIDE, MAX_STEPS
 _LAX = ConfigDict(arbitrary_types_allowed=True)
 # Of drawing.load, drawing.draw and the pipeline's call: no settings, or elsewhere in a note.
 _NO_SETTINGS = (
-    *("self", "model", "encoder", "pipe", "prompt", "seeds", "encoded", "arguments"),
+    *("self", "model", "encoder", "pipe", "prompt", "seeds", "encoded", "free_encoder"),
     *("timesteps", "num_images_per_prompt", "generator", "latents", "output_type", "return_dict"),
-    *("prompt_embeds", "negative_prompt_embeds", "picture_prompt_embeds"),
+    *("arguments", "prompt_embeds", "negative_prompt_embeds", "picture_prompt_embeds"),
     *("callback_on_step_end", "callback_on_step_end_tensor_inputs", "cross_attention_kwargs"),
 )
 

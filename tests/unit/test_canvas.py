@@ -1,5 +1,6 @@
 """Init pictures, masks and ControlNets: diffusers' loops on our parts, and their refusals."""
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -204,6 +205,11 @@ def test_a_controlnet_that_is_not_whole_is_named(pipe: KosmosGPipeline, tmp_path
     weights.write_bytes(whole[:1000])
     with pytest.raises(CheckpointError, match=r"cannot load the ControlNet .*net: "):
         load_controlnet(tmp_path / "net", pipe)
+    config = json.loads((tmp_path / "net/config.json").read_text())
+    for odd in ({"norm_num_groups": 0}, {"quantization_config": []}):
+        (tmp_path / "net/config.json").write_text(json.dumps(config | odd))
+        with pytest.raises(CheckpointError, match=r"cannot load the ControlNet .*net: "):
+            load_controlnet(tmp_path / "net", pipe)
     weights.unlink()
     torch.save(made.state_dict(), tmp_path / "net/diffusion_pytorch_model.bin")
     with pytest.raises(CheckpointError, match=r"net: diffusion_pytorch_model.* is missing"):

@@ -149,6 +149,7 @@ SAID = {"kosmosg": json.dumps({"version": 1})}
         (GOOD | {"prompt_embeds": torch.zeros(2, 6, 16)}, SAID, r"is \(2, 6, 16\); all are 1 x"),
         (GOOD | {"prompt_embeds": torch.zeros(1, 5, 16)}, SAID, "all are 1 x queries x embed"),
         (GOOD | {"prompt_embeds": torch.zeros(SHAPE, dtype=torch.int8)}, SAID, "of finite numbers"),
+        (GOOD | {"prompt_embeds": torch.zeros(SHAPE).to(torch.float8_e4m3fn)}, SAID, "of finite n"),
         (GOOD | {"prompt_embeds": torch.full(SHAPE, torch.nan)}, SAID, "not of finite numbers"),
         (GOOD, None, "does not say how it was made"),
         (GOOD, {"kosmosg": "not JSON"}, "does not say how it was made"),

@@ -1,5 +1,8 @@
 """Encoding does no work twice, and what it remembers is never stale."""
 
+import sys
+import threading
+
 import pytest
 import torch
 
@@ -110,6 +113,32 @@ def test_a_changed_weight_is_noticed(watched, name):
     with torch.no_grad():
         watched.model.get_parameter(name).add_(0.1)
     assert not torch.equal(watched.negative(["a red cat"]), before)
+
+
+def test_threads_with_models_of_their_own_never_mix_them(watched):
+    other = Watched()
+    with torch.no_grad():
+        other.model.mllm.layer_norm.bias.add_(0.5)
+    want = {one: {word: one.negative([word]) for word in WORDS} for one in (watched, other)}
+    other.encoder = watched.encoder = PromptEncoder()
+    wrong: list[str] = []
+
+    def ask(one: Watched) -> None:
+        wrong.extend(
+            word for word in WORDS * 8 if not torch.equal(one.negative([word]), want[one][word])
+        )
+
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        threads = [threading.Thread(target=ask, args=(one,)) for one in (watched, other) * 2]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    finally:
+        sys.setswitchinterval(interval)
+    assert not wrong
 
 
 def test_training_remembers_nothing_and_gradients_pass(watched):

@@ -1,5 +1,6 @@
 """LoRA files load as in StableDiffusionPipeline, without the text encoder that is not there."""
 
+import json
 import pickle
 from pathlib import Path
 
@@ -218,6 +219,52 @@ def test_bad_files_are_named(pipe, saved, tmp_path):
     pipe.load_lora_weights(good, adapter_name="one")
     with pytest.raises(CheckpointError, match="name not in use"):
         pipe.load_lora_weights(good, adapter_name="one")
+
+
+REGEX = "([a-z_0-9.]+)+!"  # takes longer than anybody lives to find out that no name fits
+
+
+@pytest.mark.parametrize(
+    ("said", "words"),
+    [
+        ({"unet.r": RANK, "unet.target_modules": REGEX}, "is not the name of a module"),
+        ({"unet.r": RANK, "unet.rank_pattern": {REGEX: 4}}, "is not the name of a module"),
+        ({"unet.r": "many"}, "cannot load the LoRA"),
+        ({"unet.surplus": 1}, "cannot load the LoRA"),
+        ([1], "cannot load the LoRA"),
+    ],
+)
+def test_what_a_file_says_of_itself_can_neither_hang_nor_crash(pipe, tmp_path, said, words):
+    metadata = {"format": "pt", "lora_adapter_metadata": json.dumps(said)}
+    save_file(diffusers_layout(pipe, 1), tmp_path / "odd.safetensors", metadata=metadata)
+    with pytest.raises(CheckpointError, match=words):
+        pipe.load_lora_weights(tmp_path / "odd.safetensors")
+
+
+def test_weights_that_are_no_pair_of_matrices_are_refused(pipe, tmp_path):
+    whole = diffusers_layout(pipe, 1)
+    for weights in (
+        {name: weight[0].clone() for name, weight in whole.items()},
+        {name: weight for name, weight in whole.items() if "lora_A" in name},
+    ):
+        save_file(weights, tmp_path / "odd.safetensors")
+        with pytest.raises(CheckpointError, match="cannot load the LoRA"):
+            pipe.load_lora_weights(tmp_path / "odd.safetensors")
+
+
+def test_what_peft_writes_of_a_lora_counts(pipe, tmp_path):
+    names = sorted(
+        {name.removeprefix("unet.").rsplit(".lora_")[0] for name in diffusers_layout(pipe, 1)}
+    )
+    said = {"unet.r": RANK, "unet.lora_alpha": 2 * RANK, "unet.target_modules": names}
+    metadata = {"format": "pt", "lora_adapter_metadata": json.dumps(said)}
+    save_file(diffusers_layout(pipe, 1), tmp_path / "peft.safetensors", metadata=metadata)
+    pipe.load_lora_weights(tmp_path / "peft.safetensors")
+    scaled = draw(pipe)
+    pipe.unload_lora_weights()
+    pipe.load_lora_weights(diffusers_layout(pipe, 1), adapter_name="twice")
+    pipe.set_adapters("twice", 2.0)
+    torch.testing.assert_close(draw(pipe), scaled, atol=1e-5, rtol=0)
 
 
 def test_a_model_is_saved_without_its_lora_or_with_it_fused(pipe, saved, tmp_path):

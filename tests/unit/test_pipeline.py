@@ -437,6 +437,25 @@ def test_a_wrong_generation_config_is_refused(tmp_path, toy_dir, change, words):
         KosmosGPipeline.from_pretrained(directory)
 
 
+@pytest.mark.parametrize(
+    "name", ["generation_config.json", "model_index.json", "aligner/config.json"]
+)
+def test_json_nested_too_deep_is_refused(tmp_path, toy_dir, name):
+    directory = shutil.copytree(toy_dir, tmp_path / "model")
+    (directory / name).write_text("[" * 100_000)
+    with pytest.raises(CheckpointError, match="recursion"):
+        KosmosGPipeline.from_pretrained(directory)
+
+
+def test_a_pickle_is_not_read_where_safetensors_go_by_another_name(tmp_path, toy_dir):
+    directory = shutil.copytree(toy_dir, tmp_path / "model")
+    weights = directory / "vae" / "diffusion_pytorch_model.safetensors"
+    torch.save(load_file(weights), weights.with_suffix(".bin"))
+    weights.rename(weights.with_name("diffusion_pytorch_model-00001-of-00001.safetensors"))
+    with pytest.raises(CheckpointError, match="safetensors"):
+        KosmosGPipeline.from_pretrained(directory)
+
+
 def test_damaged_and_foreign_weights_are_refused(tmp_path, toy_dir):
     directory = shutil.copytree(toy_dir, tmp_path / "model")
     weights = directory / "aligner" / "diffusion_pytorch_model.safetensors"

@@ -41,7 +41,7 @@ from kosmosg.cli.options import (
     prepare_libraries,
 )
 from kosmosg.errors import ConfigError
-from kosmosg.note import png
+from kosmosg.note import MAX_IMAGES, MAX_SEED, MAX_STEPS, png
 from kosmosg.samplers import NAMES
 
 if TYPE_CHECKING:
@@ -70,14 +70,16 @@ def generate(
         int | None,
         typer.Option(
             min=0,
-            max=2**63 - 1,
+            max=MAX_SEED,
             help="Repeats a picture; picture i of several has seed + i - 1.",
             show_default="random, and printed",
         ),
     ] = None,
     steps: Annotated[
         int | None,
-        typer.Option(min=1, max=999, help="Steps of the sampler.", show_default="the model's own"),
+        typer.Option(
+            min=1, max=MAX_STEPS, help="Steps of the sampler.", show_default="the model's own"
+        ),
     ] = None,
     guidance_scale: Annotated[
         float | None,
@@ -90,7 +92,7 @@ def generate(
         str | None, typer.Option(help="Words to guide away from.", show_default="none")
     ] = None,
     num_images: Annotated[
-        int, typer.Option("-n", "--num-images", min=1, max=64, help="How many pictures.")
+        int, typer.Option("-n", "--num-images", min=1, max=MAX_IMAGES, help="How many pictures.")
     ] = 1,
     scheduler: Annotated[
         str | None,

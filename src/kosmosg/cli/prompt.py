@@ -1,6 +1,5 @@
 """Words and pictures as they are typed: a file that is a picture is one, all else is words."""
 
-import hashlib
 import stat
 from collections.abc import Sequence
 from pathlib import Path
@@ -34,14 +33,11 @@ def open_picture(name: str) -> Picture:
     Raises:
         PromptError: If it does not exist, is no picture or is damaged.
     """
+    from kosmosg.hashes import of_file
     from kosmosg.images import open_image
 
     path = Path(name)
-    image = open_image(path)
-    with path.open("rb") as file:
-        return Picture(
-            path=path, image=image, sha256=hashlib.file_digest(file, "sha256").hexdigest()
-        )
+    return Picture(path=path, image=open_image(path), sha256=of_file(path))
 
 
 def _names_a_picture(argument: str) -> bool:

@@ -5,9 +5,10 @@ import pickle
 import re
 import stat
 import zipfile
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Mapping
 from dataclasses import dataclass
+from operator import itemgetter
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
@@ -68,8 +69,8 @@ def _read(path: Path, file: Any) -> Archive:  # noqa: ANN401 -- an open binary f
     if len(entries) > _MAX_ENTRIES:
         raise _tampered(path, f"it has {len(entries)} entries")
     names = [entry.filename for entry in entries]
-    if len(set(names)) != len(names):
-        twice = next(name for name in names if names.count(name) > 1)
+    twice, count = max(Counter(names).items(), key=itemgetter(1), default=("", 0))
+    if count > 1:
         raise _tampered(path, f"it has the entry {twice[:80]!r} twice")
     roots = [name.removesuffix("/data.pkl") for name in names if name.endswith("/data.pkl")]
     if len(roots) != 1 or "/" in roots[0] or any(n.endswith("/constants.pkl") for n in names):

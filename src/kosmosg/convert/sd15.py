@@ -135,7 +135,7 @@ def _directory(path: Path, name: str) -> Decoder:
 def _config(directory: Path, name: str) -> dict[str, Any]:
     try:
         read = json.loads((directory / name).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         read = None
     if not isinstance(read, dict):
         raise CheckpointError(

@@ -83,7 +83,7 @@ def check_options(given: Mapping[str, Any]) -> None:
     for name, value in _FIXED.items():
         if name in given and given[name] != value:
             raise CheckpointError(
-                f"the checkpoint was made with {name}={given[name]!r} and this model knows "
+                f"the checkpoint was made with {name}={given[name]!r:.60} and this model knows "
                 f"{value!r} only; convert a checkpoint of the released kind"
             )
 
@@ -170,7 +170,7 @@ def _mllm_heads(given: Mapping[str, Any], hidden_size: int) -> int:
     heads = given.get("decoder_attention_heads", 32 if hidden_size == 2048 else None)
     if type(heads) is not int or heads < 1 or hidden_size % heads:
         raise CheckpointError(
-            f"the checkpoint's options say decoder_attention_heads={heads!r} for a width of "
+            f"the checkpoint's options say decoder_attention_heads={heads!r:.60} for a width of "
             f"{hidden_size}; the shapes cannot show it: keep its cfg or args in the file"
         )
     return heads
@@ -180,7 +180,7 @@ def _rate(given: Mapping[str, Any], name: str) -> float:
     rate = given.get(name, 0.1)
     if type(rate) not in (int, float) or not 0 <= rate <= 1:
         raise CheckpointError(
-            f"the checkpoint's options say {name}={rate!r}, which is no rate from 0 to 1; "
+            f"the checkpoint's options say {name}={rate!r:.60}, which is no rate from 0 to 1; "
             "give an unchanged checkpoint of the authors"
         )
     return rate

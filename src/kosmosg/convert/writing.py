@@ -1,6 +1,5 @@
 """A converted model on the disk: shards, sums, model card; whole or not at all."""
 
-import hashlib
 import json
 import os
 import shutil
@@ -15,12 +14,11 @@ from safetensors.torch import save_file
 from torch import Tensor
 from tqdm import tqdm
 
+from kosmosg import hashes
 from kosmosg.convert.stored import StoredTensor
 from kosmosg.errors import CheckpointError
 
 MAX_SHARD_BYTES = 2 * 10**9
-SUMS_FILE = "SHA256SUMS"
-_CHUNK_BYTES = 2**22
 PARITY_FILE = "parity.json"
 
 
@@ -103,17 +101,13 @@ def write_json(path: Path, value: object) -> None:
 
 def write_sums(directory: Path) -> None:
     """Write the sha256 of every file of weights, as `sha256sum -c` reads it."""
-    lines = []
     paths = sorted(directory.rglob("*.safetensors"))
+    lines = []
     with progress("sha256", sum(path.stat().st_size for path in paths)) as bar:
         for path in paths:
-            digest = hashlib.sha256()
-            with path.open("rb") as file:
-                while chunk := file.read(_CHUNK_BYTES):
-                    digest.update(chunk)
-                    bar.update(len(chunk))
-            lines.append(f"{digest.hexdigest()}  {path.relative_to(directory).as_posix()}\n")
-    (directory / SUMS_FILE).write_text("".join(lines), encoding="utf-8")
+            lines.append(f"{hashes.of_file(path)}  {path.relative_to(directory).as_posix()}\n")
+            bar.update(path.stat().st_size)
+    (directory / hashes.SUMS).write_text("".join(lines), encoding="utf-8")
 
 
 def write_index(directory: Path) -> None:
@@ -145,7 +139,7 @@ tags: [kosmos-g, subject-driven]
 
 The authors' weights after {stage}, from `{checkpoint}`, in the layout of diffusers; the image
 decoder is that of {decoder}. Made by `kosmosg convert`. `{PARITY_FILE}` says what became of each
-weight of the checkpoint, and `sha256sum -c {SUMS_FILE}` whether these files are still whole.
+weight of the checkpoint, and `sha256sum -c {hashes.SUMS}` whether these files are still whole.
 
 ```sh
 kosmosg generate --model . "a photo of" dog.png "on the beach"

@@ -93,6 +93,19 @@ def test_a_line_of_a_batch_has_a_canvas_of_its_own(run, toy_dir):
     assert "init_image" not in note("b.png")["arguments"]
 
 
+@pytest.mark.usefixtures("generate")
+def test_a_line_that_only_our_loop_could_draw_is_refused_before_the_first_is(run, toy_dir):
+    lines = (
+        {"prompt": "a cat", "output": "first.png"},
+        {"prompt": "a cat", "output": "b.png", "init_image": "photo.png", "guidance_rescale": 0.5},
+    )
+    Path("jobs.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    code, _, err = run("generate", "--model", toy_dir, "--batch", "jobs.jsonl")
+    assert code == 2
+    assert "jobs.jsonl line 2: guidance_rescale is 0.5, which only Kosmos-G's own loop" in err
+    assert not Path("first.png").exists()
+
+
 @pytest.mark.parametrize(
     ("options", "words"),
     [

@@ -113,6 +113,23 @@ def test_offloading_draws_the_same(generate, here, controls):
     assert np.abs(together - freed).max() <= ("--text-guidance" in controls)
 
 
+@pytest.mark.parametrize(
+    "prompt",
+    [
+        ("a red cat",),
+        ("cat.png", "dog.jpg"),
+        ("a", "cat.png", "--weight", "0", "--negative-prompt", "a hat"),
+    ],
+)
+def test_offloading_guides_apart_what_has_only_words_or_pictures(generate, here, prompt):
+    apart = ("--text-guidance", "3", "--picture-guidance", "5")
+    for name, options in (("all.png", ()), ("less.png", ("--offload",))):
+        code, _, err = generate(*prompt, *apart, *options, "--seed", "1", "-o", name)
+        assert code == 0, err
+    together, freed = made(here, "all.png")[0].astype(int), made(here, "less.png")[0]
+    assert np.abs(together - freed).max() <= 1  # three branches in a batch round as two do not
+
+
 def test_a_batch_line_takes_controls_and_all_lines_the_loras(generate, here, lora):
     lines = [
         {"prompt": ["a", {"picture": "cat.png"}], "output": "one.png", "seed": 1, "weight": [0.3]},

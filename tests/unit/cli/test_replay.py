@@ -1,5 +1,6 @@
 """`kosmosg replay`: the picture that a note describes, or one line about why not."""
 
+import functools
 import json
 import shutil
 import subprocess
@@ -203,6 +204,7 @@ def test_a_model_that_does_not_ship_must_be_named(drawn, run):
 
 # -------------------------------------------------------------------------------- hostile notes
 
+DEEP = functools.reduce(lambda inner, _: [inner], range(900), 0)  # JSON reads it still
 PASSWD = {"picture": "../../etc/passwd", "sha256": "0" * 64}
 
 
@@ -244,6 +246,10 @@ PASSWD = {"picture": "../../etc/passwd", "sha256": "0" * 64}
         ({"arguments.callback_on_step_end": "os.system"}, "'callback_on_step_end' is no setting"),
         ({"arguments.output_type": "latent"}, "'output_type' is no setting"),
         ({"arguments.pipe": 1}, "'pipe' is no setting"),
+        ({"arguments.free_encoder": True}, "'free_encoder' is no setting"),
+        ({"arguments.scheduler": "x" * 50_000}, "no scheduler named 'xxx"),
+        ({"arguments.eta": DEEP}, "maximum recursion depth"),
+        ({"load.eta": DEEP}, "maximum recursion depth"),
         ({"load.dtype": "float64"}, "dtype = 'float64'"),
         ({"load.model": "elsewhere"}, "'model' is no setting"),
         ({"load": {}}, "it does not say the device and dtype"),

@@ -2,6 +2,7 @@
 
 import io
 import struct
+import time
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -81,6 +82,19 @@ def test_an_entry_twice_is_refused(tmp_path: Path) -> None:
         archive.writestr("archive/data.pkl", NOTHING)
     with pytest.raises(CheckpointError, match=r"has the entry 'archive/data\.pkl' twice"):
         read_archive(path)
+
+
+@pytest.mark.filterwarnings("ignore:Duplicate name")
+@pytest.mark.timeout(60)
+def test_an_entry_twice_is_found_among_many(tmp_path: Path) -> None:
+    path = tmp_path / "many.pt"
+    with zipfile.ZipFile(path, "w") as archive:
+        for name in (*range(60_000), "last", "last"):
+            archive.writestr(f"archive/{name}", b"")
+    start = time.monotonic()
+    with pytest.raises(CheckpointError, match="has the entry 'archive/last' twice"):
+        read_archive(path)
+    assert time.monotonic() - start < 10  # comparing each with each took 30 s
 
 
 @pytest.mark.parametrize("name", ["../data/0", "/data/0", "archive/../../etc/passwd", "a\\b"])
