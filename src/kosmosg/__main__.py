@@ -1,8 +1,17 @@
-"""`python -m kosmosg`, which is what torchrun needs: the same as the `kosmosg` command."""
+"""The `kosmosg` command, which is also `python -m kosmosg`: what torchrun needs."""
 
 import sys
 
-from kosmosg.cli import main
+
+def main() -> int:
+    """Run the command of the process and return its exit code, also if Ctrl-C comes very early."""
+    try:
+        from kosmosg.cli import main as run
+    except KeyboardInterrupt:
+        sys.stderr.write("kosmosg: stopped by Ctrl-C\n")
+        return 130
+    return run()
+
 
 if __name__ == "__main__":
     sys.exit(main())

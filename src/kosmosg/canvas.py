@@ -30,7 +30,7 @@ from PIL import Image, ImageOps
 
 from kosmosg.controlnet import check_controlnet, edges, load_controlnet
 from kosmosg.errors import ConfigError
-from kosmosg.images import to_rgb
+from kosmosg.images import check_finite, to_rgb
 from kosmosg.pipeline import Generator, GivenEmbeds, KosmosGPipeline
 from kosmosg.prompts import Prompts
 
@@ -123,15 +123,21 @@ def paint(
             picture_weights=only_ours.get("picture_weights"),
         )
     draw = _tool(pipe, canvas, len(embeds))
-    return draw(
+    drawn = draw(
         prompt_embeds=embeds,
         negative_prompt_embeds=negative,
         num_inference_steps=steps,
         guidance_scale=guidance_scale,
         generator=generator,
-        output_type=output_type,
+        # diffusers would turn values that are no numbers into black pixels
+        output_type="pt" if output_type == "pil" else output_type,
         cross_attention_kwargs=cross_attention_kwargs,
     )
+    if output_type == "pil":
+        check_finite(drawn.images)
+        pixels = pipe.image_processor.pt_to_numpy(drawn.images)
+        drawn.images = pipe.image_processor.numpy_to_pil(pixels)
+    return drawn
 
 
 def check_ours(arguments: Mapping[str, Any]) -> None:

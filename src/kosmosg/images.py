@@ -17,7 +17,7 @@ from jaxtyping import Float
 from PIL import Image, ImageOps
 from torch import Tensor
 
-from kosmosg.errors import PromptError
+from kosmosg.errors import ConfigError, PromptError
 
 MAX_BYTES = 64 * 2**20
 MAX_PIXELS = 64_000_000
@@ -150,6 +150,19 @@ def to_pil(picture: Float[Tensor, "3 height width"]) -> Image.Image:
     """
     unit = (picture.detach().float().cpu() / 2 + 0.5).clamp(0, 1)
     return Image.fromarray((unit * 255).round().to(torch.uint8).permute(1, 2, 0).numpy())
+
+
+def check_finite(pictures: Float[Tensor, "_batch 3 _height _width"]) -> None:
+    """Pass pictures all of whose values are numbers: as pixels the others would just be black.
+
+    Raises:
+        ConfigError: If there are others.
+    """
+    if not pictures.isfinite().all():
+        raise ConfigError(
+            "the picture has values that are no numbers; draw with dtype bfloat16 or float32 "
+            "(float16 is too narrow for some models) and less guidance, or get the weights again"
+        )
 
 
 def _centre_square(image: Image.Image, size: int, resample: Image.Resampling) -> np.ndarray:

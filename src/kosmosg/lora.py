@@ -79,6 +79,10 @@ class UNetLoraLoaderMixin(StableDiffusionLoraLoaderMixin):
                 "give one made for this U-Net, under a name not in use"
             ) from error
 
+    @classmethod
+    def load_lora_into_text_encoder(cls, *args: object, **kwargs: object) -> None:
+        """Do nothing; diffusers would say that it found nothing for a text encoder of NoneType."""
+
 
 def find(source: Source, weight_name: str | None) -> tuple[Any, str | None]:
     """Return the directory and the name of a LoRA's file, or the weights that were given.

@@ -29,6 +29,7 @@ from kosmosg.controls import (
 from kosmosg.denoising import Callback, Latents, PromptEmbeds, denoise
 from kosmosg.encoding import Embeds, PromptEncoder
 from kosmosg.errors import CheckpointError, ConfigError, PromptError
+from kosmosg.images import check_finite
 from kosmosg.inputs import (
     GivenEmbeds,
     GivenLatents,
@@ -68,7 +69,8 @@ class KosmosGPipeline(DiffusionPipeline, UNetLoraLoaderMixin):
         vae: Decodes latents into pictures.
         scheduler: Any sampler of diffusers.
         tokenizer: Cuts words into ids.
-        generation_config: What None means in a call; by default what the released demo uses.
+        generation_config: What None means in a call; by default what the released demo uses,
+            at the size that the U-Net was made for.
     """
 
     model_cpu_offload_seq = "mllm->aligner->unet->vae"
@@ -102,8 +104,8 @@ class KosmosGPipeline(DiffusionPipeline, UNetLoraLoaderMixin):
         # A component, but not of a kind that diffusers can save or load: see from_pretrained.
         self.register_to_config(tokenizer=(None, None))
         self.tokenizer = tokenizer
-        self.generation_config = generation_config or GenerationConfig()
         self.vae_scale_factor = 2 ** (len(vae.config["block_out_channels"]) - 1)
+        self.generation_config = generation_config or _defaults(unet, self.vae_scale_factor)
         self.image_processor = VaeImageProcessor(vae_scale_factor=self.vae_scale_factor)
         self._encoder = PromptEncoder()
         self._guidance_scale = self.generation_config.guidance_scale
@@ -573,6 +575,7 @@ class KosmosGPipeline(DiffusionPipeline, UNetLoraLoaderMixin):
         vae: Any = self.vae  # diffusers types its argument as a FloatTensor, which no tensor is
         latents = latents / vae.config["scaling_factor"]
         images = vae.decode(latents, return_dict=False, generator=generator)[0]
+        check_finite(images)
         return self.image_processor.postprocess(images, output_type=output_type)
 
 
@@ -582,6 +585,14 @@ def sampler_name(scheduler: SchedulerMixin) -> str:
         if type(named_scheduler(name)) is type(scheduler):
             return name
     return type(scheduler).__name__
+
+
+def _defaults(unet: UNet2DConditionModel, vae_scale_factor: int) -> GenerationConfig:
+    """Return the release's defaults at the size that the U-Net says it was made for, if it does."""
+    side = unet.config["sample_size"]
+    if not isinstance(side, int):
+        return GenerationConfig()
+    return GenerationConfig(height=side * vae_scale_factor, width=side * vae_scale_factor)
 
 
 def _accepted(function: Callable[..., object], **arguments: object) -> dict[str, Any]:

@@ -26,6 +26,11 @@ def as_batch(prompt: object) -> list[list[str | Image.Image]]:
     """
     if isinstance(prompt, str):
         return [[prompt]]
+    if isinstance(prompt, Image.Image):
+        raise PromptError(
+            f"a prompt is a list of words and pictures, not {type(prompt).__name__}; "
+            "write [picture] for one alone"
+        )
     if not isinstance(prompt, Sequence):
         raise PromptError(_wrong_part(prompt))
     nested = [_is_list(part) for part in prompt]

@@ -36,10 +36,8 @@ def check_name(name: str) -> None:
     """
     if name not in NAMES:
         near = difflib.get_close_matches(name.lower().replace("-", "_"), NAMES, n=1)
-        hint = f"did you mean {near[0]}? " if near else ""
-        raise ConfigError(
-            f"no scheduler named {name[:80]!r}; {hint}The names are {', '.join(NAMES)}"
-        )
+        hint = f"did you mean {near[0]}? The" if near else "the"
+        raise ConfigError(f"no scheduler named {name[:80]!r}; {hint} names are {', '.join(NAMES)}")
 
 
 def sampler(name: str, config: Mapping[str, Any], *, num_inference_steps: int) -> "SchedulerMixin":

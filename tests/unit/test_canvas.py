@@ -137,6 +137,17 @@ def test_it_is_diffusers_own_picture_bit_for_bit(pipe: KosmosGPipeline):
     assert np.array_equal(by_embeds, expected)
 
 
+def test_a_picture_of_no_numbers_is_an_error_not_black(pipe: KosmosGPipeline):
+    embeds = pipe.encode_prompt("a red cat")[0] * float("nan")
+    with pytest.raises(ConfigError, match="values that are no numbers"):
+        paint(
+            pipe,
+            Canvas(init_image=picture(), strength=0.7),
+            prompt_embeds=embeds,
+            guidance_scale=1.0,
+        )
+
+
 def test_a_controlnet_that_says_nothing_changes_nothing(pipe: KosmosGPipeline):
     """Fresh from the U-Net its outputs are zero, so the picture is our own pipeline's."""
     silent = ControlNetModel.from_unet(pipe.unet, conditioning_embedding_out_channels=(4, 8))

@@ -1,6 +1,7 @@
 """LoRA files load as in StableDiffusionPipeline, without the text encoder that is not there."""
 
 import json
+import logging
 import pickle
 from pathlib import Path
 
@@ -119,6 +120,16 @@ def test_what_is_for_a_text_encoder_is_left_out_with_one_warning(pipe, saved, la
     other = toy_pipeline()
     other.load_lora_weights(saved(layout))
     assert torch.equal(draw(pipe), draw(other))
+
+
+def test_a_file_for_the_unet_alone_loads_without_a_word(pipe, saved, caplog):
+    logger = logging.getLogger("diffusers")  # which hands nothing on to pytest's own handler
+    logger.addHandler(caplog.handler)
+    try:
+        pipe.load_lora_weights(saved("diffusers"))
+    finally:
+        logger.removeHandler(caplog.handler)
+    assert caplog.messages == []
 
 
 def test_several_at_once_have_weights_of_their_own(pipe, saved):

@@ -550,3 +550,16 @@ def test_the_defaults_are_the_released_ones():
 
 def edit(path: Path, **changes: object) -> None:
     path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+def test_a_picture_of_no_numbers_is_an_error_not_black(pipe):
+    embeds = pipe.encode_prompt("a red cat")[0]
+    for output_type in ("pil", "np", "pt"):
+        with pytest.raises(ConfigError, match="no numbers; draw with dtype bfloat16"):
+            pipe(prompt_embeds=embeds * float("nan"), guidance_scale=1.0, output_type=output_type)
+
+
+def test_components_alone_draw_at_the_size_of_the_unet(pipe):
+    bare = KosmosGPipeline(**pipe.components)
+    side = pipe.unet.config["sample_size"] * pipe.vae_scale_factor
+    assert (bare.generation_config.width, bare.generation_config.height) == (side, side)

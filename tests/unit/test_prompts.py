@@ -103,3 +103,8 @@ def test_the_length_and_its_limit_are_named():
     check_length(254, 254)
     with pytest.raises(PromptError, match=r"has 255 positions, this model reads at most 254; use"):
         check_length(255, 254)
+
+
+def test_a_picture_alone_is_told_how_to_be_written():
+    with pytest.raises(PromptError, match=r"write \[picture\] for one alone"):
+        as_batch(Image.new("RGB", (8, 8)))

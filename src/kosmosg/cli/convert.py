@@ -5,6 +5,7 @@ from typing import Annotated, Literal
 
 import typer
 
+from kosmosg.cli.options import prepare_libraries
 from kosmosg.errors import ConfigError
 
 app = typer.Typer()
@@ -87,6 +88,7 @@ def convert(
       kosmosg generate --model kosmosg-1.9b "a photo of" dog.png "on the beach"
       kosmosg convert --to-original kosmosg-1.9b -o back.pt
     """  # noqa: D301 -- click's mark for text to be kept as it is
+    prepare_libraries()
     if to_original:
         if base or dtype or tokenizer or keep_training_parts or architecture:
             raise ConfigError(

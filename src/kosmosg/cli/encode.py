@@ -10,6 +10,7 @@ from kosmosg.cli.options import (
     Model,
     Parts,
     Precision,
+    Quantize,
     hide_loading_bars,
     prepare_libraries,
 )
@@ -31,6 +32,7 @@ def encode(
     ] = None,
     dtype: Annotated[Precision, typer.Option(help="Precision.")] = Precision.float32,
     device: Device = "auto",
+    quantize: Quantize = None,
 ) -> None:
     """Write what the U-Net is conditioned on for a prompt, for machines without the language model.
 
@@ -58,6 +60,7 @@ def encode(
         model,
         dtype=dtype.value,
         device=drawing.find_device() if device == "auto" else device,
+        quantize=None if quantize is None else quantize.value,
     )
     condition = drawing.encode(pipe, prompt, negative_prompt)
     made_by = {
@@ -65,5 +68,7 @@ def encode(
         "parts": hashes.of_parts(directory, drawing.ENCODER),
     }
     described = {**condition.provenance, "model": made_by}
+    if quantize is not None:
+        described["quantize"] = quantize.value
     conditions.save(dataclasses.replace(condition, provenance=described), output)
     print(output)

@@ -36,7 +36,7 @@ from kosmosg.cli.options import (
     OptionalParts,
     Options,
     Precision,
-    Quantization,
+    Quantize,
     hide_loading_bars,
     prepare_libraries,
 )
@@ -57,14 +57,15 @@ app = typer.Typer()
 def generate(
     parts: OptionalParts = None,
     output: Annotated[
-        Path,
+        Path | None,
         typer.Option(
             "-o",
             "--output",
             help="PNG to write; one that exists is replaced. With -n it is a sheet of all "
             "pictures, and each is written beside it too (out-1.png, out-2.png, ...).",
+            show_default="out.png",
         ),
-    ] = Path("out.png"),
+    ] = None,
     model: Model = "nano",
     seed: Annotated[
         int | None,
@@ -149,13 +150,7 @@ def generate(
         Precision, typer.Option(help="Precision; float16 needs a GPU to be fast.")
     ] = Precision.float32,
     device: Device = "auto",
-    quantize: Annotated[
-        Quantization | None,
-        typer.Option(
-            help="Keep the language model's matrices as int8: less memory (needs torchao).",
-            show_default="no",
-        ),
-    ] = None,
+    quantize: Quantize = None,
     offload: Annotated[
         bool,
         typer.Option(
@@ -207,9 +202,10 @@ def generate(
         window=tuple(fractions("--window", one) for one in window or ()),
     )
     if batch is None:
-        jobs = [job_of(parts or (), output, options)]
-    elif parts:
-        raise ConfigError("give words and pictures, or --batch, and not both")
+        jobs = [job_of(parts or (), output or Path("out.png"), options)]
+    elif parts or output:
+        what = "words and pictures" if parts else "--output"
+        raise ConfigError(f"give {what}, or --batch, and not both: its lines have their own")
     else:
         jobs = read_jobs(batch, options)
     directory = release.find(model)

@@ -48,7 +48,8 @@ class Job:
         if self.options.condition and self.said:
             raise ConfigError("give words and pictures, or a condition, and not both")
         if not self.options.condition and not self.said:
-            raise ConfigError("Missing argument 'WORDS-AND-PICTURES'; give some, or a condition")
+            what = "prompt; give one" if self.where else "argument 'WORDS-AND-PICTURES'; give some"
+            raise ConfigError(f"Missing {what}, or a condition")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -201,7 +202,8 @@ def _read_line(line: bytes, defaults: Options, where: str) -> Job:
         raise ConfigError(f"{str(data)[:80]!r} is not an object; write {{...}}")
     own = {name: data.pop(name) for name in ("prompt", "output") if name in data}
     read = config.from_dict(_Line, own)
-    options = config.from_dict(Options, {**dataclasses.asdict(defaults), **data})
+    given = {name: _as_typed(name, value) for name, value in data.items()}
+    options = config.from_dict(Options, {**dataclasses.asdict(defaults), **given})
     said: list[str | Path] = []
     for part in [read.prompt] if isinstance(read.prompt, str) else read.prompt:
         if isinstance(part, dict):
@@ -211,6 +213,19 @@ def _read_line(line: bytes, defaults: Options, where: str) -> Job:
         else:
             said.append(part)
     return job_of(said, Path(read.output), options, where=where)
+
+
+def _as_typed(name: str, value: Any) -> Any:  # noqa: ANN401 -- of any option
+    """Return a line's value as the option has it: one alone needs no list, a side no quotes."""
+    if isinstance(value, bool) and name != "canny":
+        raise ConfigError(f"{name} is {str(value).lower()}; true and false are no value for it")
+    if name == "size" and isinstance(value, int):
+        return str(value)
+    if name in ("condition", "controlnet", "control_image", "weight"):
+        return [value] if isinstance(value, str | int | float) else value
+    if name == "window" and isinstance(value, list) and value and not isinstance(value[0], list):
+        return [value]
+    return value
 
 
 def _check_names(jobs: Sequence[Job]) -> None:

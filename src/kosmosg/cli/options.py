@@ -53,6 +53,15 @@ class Precision(StrEnum):
     bfloat16 = "bfloat16"
 
 
+Quantize = Annotated[
+    Quantization | None,
+    typer.Option(
+        help="Keep the language model's matrices as int8: less memory (needs torchao).",
+        show_default="no",
+    ),
+]
+
+
 @dataclass(frozen=True, kw_only=True)
 class Options:
     """The settings of one picture or sheet, by their names on the command line and in a batch.

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from kosmosg.cli.options import prepare_libraries
+
 if TYPE_CHECKING:
     from kosmosg.verify import Check
 
@@ -47,6 +49,7 @@ def verify(
     import json
     import sys
 
+    prepare_libraries()
     from tqdm import tqdm
 
     from kosmosg.verify import Golden, check_file, files

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from operator import itemgetter
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -25,13 +25,21 @@ _LEGACY = b"\x80\x02\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19."
 _LOCAL_HEADER = 30
 
 
+class Place(NamedTuple):
+    """Where an entry lies in the file, its size in bytes, and their sum as the zip has it."""
+
+    offset: int
+    size: int
+    crc: int
+
+
 @dataclass(frozen=True, kw_only=True)
 class Archive:
-    """A torch file: its pickle, and the offset and size in bytes of each storage by its key."""
+    """A torch file: its pickle, and where each storage lies, by its key."""
 
     path: Path
     pickle: bytes
-    storages: Mapping[str, tuple[int, int]]
+    storages: Mapping[str, Place]
 
 
 def read_archive(path: Path) -> Archive:
@@ -79,28 +87,28 @@ def _read(path: Path, file: Any) -> Archive:  # noqa: ANN401 -- an open binary f
         )
     places = {entry.filename: _place(path, file, entry) for entry in entries}
     end = 0
-    for name, (offset, size) in sorted(places.items(), key=lambda item: item[1]):
+    for name, (offset, size, _) in sorted(places.items(), key=lambda item: item[1]):
         if offset < end:
             raise _tampered(path, f"its entry {name[:80]!r} lies over another one")
         end = offset + size
     order = places.get(f"{roots[0]}/byteorder")
-    if order is not None and _bytes(file, *order, limit=16) != b"little":
+    if order is not None and _bytes(file, order, limit=16) != b"little":
         raise CheckpointError(
             f"{path} was written on a big-endian machine; load and save it on a little-endian one"
         )
-    offset, size = places[f"{roots[0]}/data.pkl"]
-    if size > MAX_PICKLE_BYTES:
-        raise _tampered(path, f"its pickle has {size} bytes, more than {MAX_PICKLE_BYTES}")
+    place = places[f"{roots[0]}/data.pkl"]
+    if place.size > MAX_PICKLE_BYTES:
+        raise _tampered(path, f"its pickle has {place.size} bytes, more than {MAX_PICKLE_BYTES}")
     storage = re.compile(re.escape(roots[0]) + r"/data/(\d+)")
     return Archive(
         path=path,
-        pickle=_bytes(file, offset, size, limit=MAX_PICKLE_BYTES),
+        pickle=_bytes(file, place, limit=MAX_PICKLE_BYTES),
         storages={m[1]: place for n, place in places.items() if (m := storage.fullmatch(n))},
     )
 
 
-def _place(path: Path, file: Any, entry: zipfile.ZipInfo) -> tuple[int, int]:  # noqa: ANN401
-    """Return the offset and size of an entry's bytes, after comparing both its headers."""
+def _place(path: Path, file: Any, entry: zipfile.ZipInfo) -> Place:  # noqa: ANN401
+    """Return where an entry's bytes are, after comparing both its headers."""
     name = entry.filename
     parts = name.split("/")
     if ".." in parts or name.startswith("/") or "\\" in name:
@@ -120,12 +128,12 @@ def _place(path: Path, file: Any, entry: zipfile.ZipInfo) -> tuple[int, int]:  #
     offset = entry.header_offset + _LOCAL_HEADER + name_size + extra_size
     if offset + entry.file_size > file.seek(0, io.SEEK_END):
         raise _tampered(path, f"its entry {name[:80]!r} reaches beyond the end of the file")
-    return offset, entry.file_size
+    return Place(offset, entry.file_size, entry.CRC)
 
 
-def _bytes(file: Any, offset: int, size: int, *, limit: int) -> bytes:  # noqa: ANN401
-    file.seek(offset)
-    return file.read(min(size, limit))
+def _bytes(file: Any, place: Place, *, limit: int) -> bytes:  # noqa: ANN401
+    file.seek(place.offset)
+    return file.read(min(place.size, limit))
 
 
 def _tampered(path: Path, what: str) -> CheckpointError:

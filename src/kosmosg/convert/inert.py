@@ -23,11 +23,12 @@ class Inert:
 
 
 class Storage(NamedTuple):
-    """The bytes that tensors look at."""
+    """The bytes that tensors look at, and their sum."""
 
     dtype: torch.dtype
     offset: int
     numel: int
+    crc: int
 
 
 STORAGES = {

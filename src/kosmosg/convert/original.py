@@ -59,6 +59,7 @@ def to_original(directory: Path, out: Path) -> None:
     Source:
         NUMERICS sections 4 (the dead scale) and 12.
     """
+    directory = release.find(directory)
     release.read_generation_config(directory)
     mllm, aligner = (release.read_part_config(directory, part) for part in ("mllm", "aligner"))
     if mllm["positions"] != "sinusoidal" or mllm["resampler_layers"]:

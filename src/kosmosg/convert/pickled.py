@@ -156,10 +156,10 @@ class _Machine:
             self.refuse("has a storage without a number")
         if key not in self.archive.storages:
             self.refuse(f"refers to a storage {key[:20]!r} that is not in the file")
-        offset, size = self.archive.storages[key]
+        offset, size, crc = self.archive.storages[key]
         if numel * dtype.itemsize != size:
             self.refuse(f"says {numel} elements of a storage of {size} bytes")
-        self.stack.append(Storage(dtype, offset, numel))
+        self.stack.append(Storage(dtype, offset, numel, crc))
 
     # ----------------------------------------------------------------------- what may be "called"
 
@@ -180,6 +180,7 @@ class _Machine:
             dtype=storage.dtype,
             shape=shape,
             stride=stride,
+            crc=storage.crc if extent(shape, stride) == storage.numel else None,
         )
 
     def parameter(self, tensor: Any, *_rest: Any) -> Any:  # noqa: ANN401

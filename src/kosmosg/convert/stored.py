@@ -2,6 +2,7 @@
 
 import json
 import math
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -28,13 +29,23 @@ _DTYPES = {
 
 @dataclass(frozen=True, kw_only=True)
 class StoredTensor:
-    """Where a tensor lies in a file, and how; `offset` is in bytes, `stride` in elements."""
+    """Where a tensor lies in a file, and how.
+
+    Args:
+        path: Of the file.
+        offset: Of its first element, in bytes.
+        dtype: As stored.
+        shape: Of the tensor.
+        stride: In elements.
+        crc: Sum of its bytes (CRC-32); None where the file has none for just these.
+    """
 
     path: Path
     offset: int
     dtype: torch.dtype
     shape: tuple[int, ...]
     stride: tuple[int, ...]
+    crc: int | None = None
 
     @property
     def ndim(self) -> int:
@@ -55,13 +66,18 @@ class StoredTensor:
         """Return the tensor, read now.
 
         Raises:
-            CheckpointError: If the file has become shorter.
+            CheckpointError: If the file has become shorter, or the bytes are not what was written.
         """
         if 0 in self.shape:
             return torch.empty(self.shape, dtype=self.dtype)
         data = np.fromfile(self.path, np.uint8, count=self.extent, offset=self.offset)
         if data.size != self.extent:
             raise CheckpointError(f"{self.path} became shorter while it was read; try again")
+        if self.crc is not None and zlib.crc32(data.data) != self.crc:
+            raise CheckpointError(
+                f"{self.path} is damaged: {self.extent} bytes from {self.offset} on are not what "
+                "was written there; fetch it again"
+            )
         flat = torch.from_numpy(data).view(self.dtype)
         return flat.as_strided(self.shape, self.stride).contiguous()
 

@@ -101,7 +101,8 @@ GOOD = {"prompt": "a cat", "output": "good.png"}
         ({"prompt": "a cat", "output": "lost/x.png"}, "line 3: there is no directory lost"),
         ({"prompt": "a zebra", "output": "x.png"}, "line 3: the model does not know 'zebra'"),
         ({"prompt": "", "output": "x.png"}, "line 3: the prompt is empty"),
-        ({"output": "x.png"}, "line 3: Missing argument 'WORDS-AND-PICTURES'"),
+        ({"output": "x.png"}, "line 3: Missing prompt; give one, or a condition"),
+        (GOOD | {"output": "x.png", "seed": True}, "line 3: seed is true"),
         ({"prompt": ["a", "lost.png"], "output": "x.png"}, "line 3: 'lost.png' looks like a"),
         ({"prompt": [{"picture": "lost"}], "output": "x.png"}, "line 3: cannot open lost"),
         ({"prompt": [{"image": "cat.png"}], "output": "x.png"}, "in the prompt is not {"),
@@ -122,6 +123,34 @@ def test_a_bad_line_is_named_before_any_work(batch, here, line, words):
     assert (code, out, len(err.splitlines())) == (2, "", 1), err
     assert words in err
     assert not (here / "good.png").exists()
+
+
+def test_one_value_needs_no_list_and_a_side_no_quotes(batch, encode, here):
+    encode("a", "cat.png", "-o", "cat.safetensors")
+    lines = [
+        {"condition": "cat.safetensors", "output": "a.png", "size": 32},
+        {"prompt": ["a", "cat.png"], "output": "b.png", "weight": 0.5, "window": [0, 0.5]},
+    ]
+    assert batch(*lines, options=("--steps", "2")) == (0, "a.png\nb.png\n", "")
+    assert note(here / "a.png")["arguments"]["width"] == 32
+    assert note(here / "b.png")["arguments"]["picture_weights"] == [[0.5]]
+    assert note(here / "b.png")["arguments"]["picture_windows"] == [[[0.0, 0.5]]]
+
+
+def test_an_output_beside_a_batch_is_refused(batch):
+    code, out, err = batch(GOOD, options=("-o", "all.png"))
+    assert (code, out) == (2, "")
+    assert err == "kosmosg: give --output, or --batch, and not both: its lines have their own\n"
+
+
+def test_encoding_with_int8_weights_is_said_in_the_file(encode, here):
+    pytest.importorskip("torchao")
+    whole = encode("a", "cat.png", "-o", "whole.safetensors")
+    small = encode("a", "cat.png", "-o", "small.safetensors", "--quantize", "int8")
+    assert (whole[0], small[0]) == (0, 0)
+    read = [conditions.load(here / f"{name}.safetensors") for name in ("whole", "small")]
+    assert [one.provenance.get("quantize") for one in read] == [None, "int8"]
+    assert not read[0].prompt_embeds.equal(read[1].prompt_embeds)
 
 
 def test_a_file_without_lines_and_none_at_all(batch, generate):

@@ -45,7 +45,7 @@ def test_a_checkpoint_becomes_a_model_that_generates(folder: Path, run) -> None:
         (["final.pt", "--architecture", "toy.json", "--tokenizer", "x"], "dict.txt, are not in x"),
         (["final.pt", "--dtype", "float8"], "'float8'"),
         (["final.pt", "--to-original", "--dtype", "float16"], "--to-original writes the directory"),
-        (["none", "--to-original"], "none is no Kosmos-G model"),
+        (["none", "--to-original"], "no model at none: it is not a directory"),
     ],
 )
 def test_mistakes_are_one_line(

@@ -177,3 +177,18 @@ def test_what_is_written_is_what_torch_loads(tmp_path: Path) -> None:
     with zipfile.ZipFile(io.BytesIO(path.read_bytes())) as archive:
         assert archive.testzip() is None
         assert sum(name.startswith("archive/data/") for name in archive.namelist()) == 3
+
+
+def test_weights_that_are_not_what_was_written_are_named(tmp_path: Path) -> None:
+    """A bit that fell over on the way; torch.load says nothing."""
+    path = tmp_path / "weights.pt"
+    values = torch.arange(64.0)
+    torch.save({"whole": values.reshape(8, 8), "view": torch.randn(6)[1:]}, path)
+    assert torch.equal(pickled.load(path)["whole"].read(), values.reshape(8, 8))
+    data = bytearray(path.read_bytes())
+    data[data.index(values.numpy().tobytes()) + 100] ^= 1
+    path.write_bytes(data)
+    stored = pickled.load(path)
+    with pytest.raises(CheckpointError, match=r"weights.pt is damaged: 256 bytes .* fetch"):
+        stored["whole"].read()
+    assert stored["view"].read().shape == (5,)
