@@ -1,13 +1,14 @@
 """LoRA files into the U-Net: where they are, and what of them is for it."""
 
 import re
+import textwrap
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from diffusers.loaders.lora_pipeline import StableDiffusionLoraLoaderMixin
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from kosmosg.errors import CheckpointError
@@ -15,6 +16,10 @@ from kosmosg.errors import CheckpointError
 Source = str | Path | Mapping[str, Tensor]
 SUFFIX = ".safetensors"
 _NAME = re.compile(r"\^?[\w./ -]*\$?")
+# Other ways to change a layer, by a part of their keys, that diffusers has no code for.
+OTHER_KINDS = {".hada_": "LoHa", ".lokr_": "LoKr", ".lora_mid.": "LoCon with Tucker factors"}
+# What `unet.save_attn_procs` writes has the U-Net's own names, without "unet." before them.
+BARE = ("down_blocks.", "mid_block.", "up_blocks.")
 
 
 class UNetLoraLoaderMixin(StableDiffusionLoraLoaderMixin):
@@ -36,16 +41,19 @@ class UNetLoraLoaderMixin(StableDiffusionLoraLoaderMixin):
         Only safetensors are read, and nothing is downloaded.
 
         Raises:
-            CheckpointError: If there is no such file, or nothing in it is for the U-Net.
+            CheckpointError: If there is no such file, nothing in it is for the U-Net, or it is of
+                another kind than LoRA.
         """
         source, weight_name = find(
             pretrained_model_name_or_path_or_dict, kwargs.pop("weight_name", None)
         )
+        where = weight_name or "the LoRA"
+        check_kind(_keys(source, weight_name), where)
         kwargs |= {"use_safetensors": True, "local_files_only": True, "weight_name": weight_name}
         state_dict, *rest = super().lora_state_dict(source, **kwargs)
         if kwargs.get("return_lora_metadata"):
-            check_metadata(rest[-1], str(weight_name or "the LoRA"))
-        return for_unet(state_dict, str(weight_name or "the LoRA")), *rest
+            check_metadata(rest[-1], where)
+        return for_unet(state_dict, where), *rest
 
     def load_lora_weights(
         self,
@@ -74,8 +82,9 @@ class UNetLoraLoaderMixin(StableDiffusionLoraLoaderMixin):
             *(AttributeError, LookupError, TypeError),  # diffusers and peft, of odd files
         ) as error:
             which = "given as weights" if isinstance(source, Mapping) else source
+            reason = textwrap.shorten(str(error), 300, placeholder=" ...")  # else each key is named
             raise CheckpointError(
-                f"cannot load the LoRA {which}: {' '.join(str(error).split())}; "
+                f"cannot load the LoRA {which}: {reason}; "
                 "give one made for this U-Net, under a name not in use"
             ) from error
 
@@ -149,12 +158,43 @@ def _texts(value: object) -> Iterator[str]:
             yield from _texts(inner)
 
 
+def check_kind(keys: Iterable[str], where: str) -> None:
+    """Pass the keys of a LoRA's file; warns if it is a DoRA, of which diffusers reads only a part.
+
+    Raises:
+        CheckpointError: If it is no LoRA but one of its relatives.
+    """
+    keys = list(keys)
+    for part, kind in OTHER_KINDS.items():
+        if any(part in key for key in keys):
+            raise CheckpointError(
+                f"{where} is a {kind}, not a LoRA; only plain LoRA files are read: "
+                "resize it to one with the tool that made it"
+            )
+    if any(key.endswith(".dora_scale") for key in keys):
+        warnings.warn(
+            f"{where} is a DoRA; its dora_scale is left out, as by diffusers, "
+            "so pictures differ from those of the tool that made it",
+            stacklevel=2,
+        )
+
+
+def _keys(source: Any, weight_name: str | None) -> list[str]:  # noqa: ANN401 -- as find returns it
+    if weight_name is None:
+        return list(source)
+    with safe_open(Path(source) / weight_name, "pt") as file:
+        return list(file.keys())
+
+
 def for_unet(state_dict: Mapping[str, Tensor], where: str) -> dict[str, Tensor]:
-    """Return the weights that are for the U-Net; warns if there are others.
+    """Return the weights that are for the U-Net, as `unet.NAME`; warns if there are others.
 
     Raises:
         CheckpointError: If there is none.
     """
+    state_dict = {
+        f"unet.{key}" if key.startswith(BARE) else key: weight for key, weight in state_dict.items()
+    }
     kept = {key: weight for key, weight in state_dict.items() if not key.startswith("text_encoder")}
     if not any(key.startswith("unet.") for key in kept):
         raise CheckpointError(

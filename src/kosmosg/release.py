@@ -41,6 +41,8 @@ class GenerationConfig:
         height: Of the picture, in pixels.
         width: Of the picture, in pixels.
         max_pictures: The most pictures a prompt may have.
+        trained_pictures: The most pictures that a prompt had in stage 3; None where nobody knows,
+            as for the released model.
 
     Source:
         The defaults are those of the released demo (NUMERICS section 10).
@@ -53,6 +55,7 @@ class GenerationConfig:
     height: int = 512
     width: int = 512
     max_pictures: int = 8
+    trained_pictures: int | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

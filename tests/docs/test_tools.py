@@ -22,11 +22,12 @@ def models(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     torch.manual_seed(0)
     pipe = toy_pipeline()
     pipe.save_pretrained("kosmosg-1.9b")
-    for name in ("dog.png", "photo.png", "mask.png"):
+    for name in ("dog.png", "photo.png", "mask.png", "depth.png"):
         toy_picture(len(name), (64, 64)).save(name)
-    ControlNetModel.from_unet(
-        pipe.unet, conditioning_embedding_out_channels=(4, 8)
-    ).save_pretrained("sd-controlnet-canny")
+    for name in ("sd-controlnet-canny", "sd-controlnet-depth"):
+        ControlNetModel.from_unet(
+            pipe.unet, conditioning_embedding_out_channels=(4, 8)
+        ).save_pretrained(name)
     nine = UNet2DConditionModel.from_config({**pipe.unet.config, "in_channels": 9})
     nine.save_pretrained("stable-diffusion-inpainting/unet")
     T2IAdapter(3, [8, 16], num_res_blocks=1, downscale_factor=2).save_pretrained(
@@ -79,7 +80,11 @@ def test_every_snippet_runs(repository: Path) -> None:
     names: dict = {}
     exec(compile(first, "docs/tools.md", "exec"), names)
     names["said"]["num_inference_steps"] = 2
-    assert len(snippets) == 7
+    assert len(snippets) == 8
+    # Each of these is one call that draws: what `image` was before is no proof of the next.
+    assert (
+        sum(len(re.findall(r"^(?:image|frames) = ", snippet, re.M)) for snippet in snippets) == 13
+    )
     for snippet in snippets:
         names.pop("image", None)
         exec(
@@ -97,4 +102,4 @@ def test_each_tool_of_the_table_has_its_section(repository: Path) -> None:
     headings = re.findall(r"^## (.+)$", page, re.M)
     anchors = [re.sub(r"[^a-z0-9 -]", "", title.lower()).replace(" ", "-") for title in headings]
     assert linked == anchors[: len(linked)]
-    assert len(linked) == 7
+    assert len(linked) == 8

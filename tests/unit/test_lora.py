@@ -3,6 +3,7 @@
 import json
 import logging
 import pickle
+import re
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,9 @@ from toys.sampling import seeded, stable_diffusion
 
 RANK = 2
 ATTENTION = ("to_q", "to_k", "to_v", "to_out.0")
+FEED_FORWARD = ("ff.net.0.proj", "ff.net.2")
+CONVOLUTIONS = ("conv1", "conv2", "conv_shortcut", "samplers.0.conv", "proj_in", "proj_out")
+EVERY = (*ATTENTION, *FEED_FORWARD, *CONVOLUTIONS, "time_emb_proj")
 TEXT_DIFFUSERS = "text_encoder.text_model.encoder.layers.0.self_attn.q_proj"
 TEXT_KOHYA = "lora_te_text_model_encoder_layers_0_self_attn_q_proj"
 
@@ -25,23 +29,25 @@ def pipe() -> KosmosGPipeline:
     return toy_pipeline()
 
 
-def factors(pipe: KosmosGPipeline, seed: int) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
-    """The two factors of each attention matrix of the U-Net, by the matrix's name."""
-    draw = seeded(seed)
-    return {
-        name: (
-            0.3 * torch.randn(RANK, module.in_features, generator=draw),
-            0.3 * torch.randn(module.out_features, RANK, generator=draw),
-        )
-        for name, module in pipe.unet.named_modules()
-        if name.endswith(ATTENTION)
-    }
+def factors(
+    pipe: KosmosGPipeline, seed: int, layers: tuple[str, ...] = ATTENTION
+) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
+    """The two factors of each of these layers of the U-Net, by the layer's name."""
+    draw, made = seeded(seed), {}
+    for name, module in pipe.unet.named_modules():
+        if name.endswith(layers):
+            rows, columns, *kernel = module.weight.shape
+            made[name] = (
+                0.3 * torch.randn(RANK, columns, *kernel, generator=draw),
+                0.3 * torch.randn(rows, RANK, *[1 for _ in kernel], generator=draw),
+            )
+    return made
 
 
-def diffusers_layout(pipe: KosmosGPipeline, seed: int, text: bool = False) -> dict:
+def diffusers_layout(pipe: KosmosGPipeline, seed: int, text: bool = False, layers=ATTENTION):
     """As `StableDiffusionPipeline.save_lora_weights` writes it."""
     weights = {}
-    for name, (down, up) in factors(pipe, seed).items():
+    for name, (down, up) in factors(pipe, seed, layers).items():
         weights |= {f"unet.{name}.lora_A.weight": down, f"unet.{name}.lora_B.weight": up}
     if text:
         weights |= {f"{TEXT_DIFFUSERS}.lora_A.weight": torch.ones(RANK, 8)}
@@ -49,10 +55,36 @@ def diffusers_layout(pipe: KosmosGPipeline, seed: int, text: bool = False) -> di
     return weights
 
 
-def kohya_layout(pipe: KosmosGPipeline, seed: int, text: bool = False, alpha: float = 1.0) -> dict:
-    """As kohya's sd-scripts write it, to_out.0 and all, alpha included."""
+def older_layout(pipe: KosmosGPipeline, seed: int, layers=ATTENTION):
+    """As diffusers wrote it before it knew peft."""
+    weights = {}
+    for name, (down, up) in factors(pipe, seed, layers).items():
+        weights |= {f"unet.{name}.lora.down.weight": down, f"unet.{name}.lora.up.weight": up}
+    return weights
+
+
+def processor_layout(pipe: KosmosGPipeline, seed: int, layers=ATTENTION, prefix: str = "unet."):
+    """As the first diffusers wrote it: the attention's processor has the factors."""
+    assert layers == ATTENTION, "it knew no others"
     weights = {}
     for name, (down, up) in factors(pipe, seed).items():
+        attention, matrix = re.fullmatch(r"(.+\.attn[12])\.(to_\w+)(?:\.0)?", name).groups()
+        key = f"{prefix}{attention}.processor.{matrix}_lora"
+        weights |= {f"{key}.down.weight": down, f"{key}.up.weight": up}
+    return weights
+
+
+def saved_by_the_unet(pipe: KosmosGPipeline, seed: int, layers=ATTENTION):
+    """The same as `unet.save_attn_procs` wrote it."""
+    return processor_layout(pipe, seed, layers, prefix="")
+
+
+def kohya_layout(
+    pipe: KosmosGPipeline, seed: int, text: bool = False, alpha: float = 1.0, layers=ATTENTION
+):
+    """As kohya's sd-scripts write it, to_out.0 and all, alpha included."""
+    weights = {}
+    for name, (down, up) in factors(pipe, seed, layers).items():
         key = f"lora_unet_{name.replace('.', '_')}"
         weights |= {f"{key}.lora_down.weight": down, f"{key}.lora_up.weight": up}
         weights |= {f"{key}.alpha": torch.tensor(alpha)}
@@ -63,7 +95,12 @@ def kohya_layout(pipe: KosmosGPipeline, seed: int, text: bool = False, alpha: fl
     return weights
 
 
-LAYOUTS = {"diffusers": diffusers_layout, "kohya": kohya_layout}
+TODAY = {"diffusers": diffusers_layout, "kohya": kohya_layout}
+LAYOUTS = TODAY | {
+    "older": older_layout,
+    "processor": processor_layout,
+    "saved by the unet": saved_by_the_unet,
+}
 
 
 @pytest.fixture
@@ -90,29 +127,40 @@ def draw(pipe, **arguments) -> torch.Tensor:
     return pipe(**(given | arguments)).images
 
 
-def by_hand(pipe: KosmosGPipeline, seed: int, scale: float) -> torch.Tensor:
-    """What comes out when up x down is added to the weights themselves."""
+def by_hand(pipe: KosmosGPipeline, *added: tuple[int, float], layers=ATTENTION) -> torch.Tensor:
+    """What comes out when scale x up x down of each seed is added to the weights themselves."""
     other = toy_pipeline()
     with torch.no_grad():
-        for name, (down, up) in factors(pipe, seed).items():
-            other.unet.get_submodule(name).weight.add_(scale * up @ down)
+        for seed, scale in added:
+            for name, (down, up) in factors(pipe, seed, layers).items():
+                product = torch.einsum("or,r...->o...", up.flatten(1), down)
+                other.unet.get_submodule(name).weight.add_(scale * product)
     return draw(other)
 
 
-@pytest.mark.parametrize("layout", LAYOUTS)
-def test_a_file_gives_what_stable_diffusion_gives_and_adds_up_by_hand(pipe, saved, layout):
-    plain, path = draw(pipe), saved(layout)
+@pytest.mark.parametrize(
+    ("layout", "layers"),
+    [(name, ATTENTION) for name in LAYOUTS]
+    + [(name, EVERY) for name in ("diffusers", "older", "kohya")],
+    ids=lambda value: value if isinstance(value, str) else f"{len(value)} kinds",
+)
+def test_a_file_gives_what_stable_diffusion_gives_and_adds_up_by_hand(pipe, saved, layout, layers):
+    plain, path = draw(pipe), saved(layout, layers=layers)
     pipe.load_lora_weights(path)
     ours = draw(pipe)
     stable = stable_diffusion(toy_pipeline())
-    stable.load_lora_weights(str(path.parent), weight_name=path.name)
+    if layout == "saved by the unet":
+        stable.load_lora_weights(processor_layout(pipe, 1))  # it passes over names without "unet."
+    else:
+        stable.load_lora_weights(str(path.parent), weight_name=path.name)
     assert torch.equal(ours, draw(stable))
-    scale = 1.0 if layout == "diffusers" else 1.0 / RANK  # kohya's alpha is 1
-    torch.testing.assert_close(ours, by_hand(pipe, 1, scale), atol=1e-4, rtol=0)
+    scale = 1.0 / RANK if layout == "kohya" else 1.0  # kohya's alpha is 1
+    by_sum = by_hand(pipe, (1, scale), layers=layers)
+    torch.testing.assert_close(ours, by_sum, atol=2e-4, rtol=1e-5)
     assert (ours - plain).norm() / plain.norm() > 1e-4
 
 
-@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("layout", TODAY)
 def test_what_is_for_a_text_encoder_is_left_out_with_one_warning(pipe, saved, layout):
     with pytest.warns(UserWarning, match="for a text encoder; Kosmos-G has none") as warned:
         pipe.load_lora_weights(saved(layout, text=True))
@@ -136,11 +184,63 @@ def test_several_at_once_have_weights_of_their_own(pipe, saved):
     pipe.load_lora_weights(saved("diffusers", 1), adapter_name="style")
     pipe.load_lora_weights(saved("kohya", 2), adapter_name="detail")
     pipe.set_adapters(["style", "detail"], [0.5, 0.0])
-    torch.testing.assert_close(draw(pipe), by_hand(pipe, 1, 0.5), atol=1e-4, rtol=0)
+    torch.testing.assert_close(draw(pipe), by_hand(pipe, (1, 0.5)), atol=1e-4, rtol=0)
     pipe.set_adapters(["detail"], [0.6])
-    torch.testing.assert_close(draw(pipe), by_hand(pipe, 2, 0.6 / RANK), atol=1e-4, rtol=0)
+    torch.testing.assert_close(draw(pipe), by_hand(pipe, (2, 0.6 / RANK)), atol=1e-4, rtol=0)
     assert pipe.get_list_adapters() == {"unet": ["style", "detail"]}
     assert pipe.get_active_adapters() == ["detail"]
+
+
+# peft warns of every LoRA but the first; ours does not.
+@pytest.mark.filterwarnings("ignore:Already found a `peft_config`:UserWarning")
+def test_two_at_once_add_up_as_in_stable_diffusion(pipe, saved):
+    files, weights = {"style": saved("diffusers", 1), "detail": saved("kohya", 2)}, [0.5, -0.8]
+    stable = stable_diffusion(toy_pipeline())
+    for name, path in files.items():
+        pipe.load_lora_weights(path, adapter_name=name)
+        stable.load_lora_weights(str(path.parent), weight_name=path.name, adapter_name=name)
+    pipe.set_adapters(list(files), weights)
+    stable.set_adapters(list(files), weights)
+    both = draw(pipe)
+    assert torch.equal(both, draw(stable))
+    by_sum = by_hand(pipe, (1, 0.5), (2, -0.8 / RANK))
+    torch.testing.assert_close(both, by_sum, atol=1e-4, rtol=0)
+    for alone in (by_hand(pipe, (1, 0.5)), by_hand(pipe, (2, -0.8 / RANK))):
+        assert (both - alone).abs().max() > 1e-2
+    pipe.fuse_lora()
+    torch.testing.assert_close(draw(pipe), by_sum, atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize(
+    ("part", "kind"), [("hada_w1_a", "LoHa"), ("lokr_w1", "LoKr"), ("lora_mid.weight", "LoCon")]
+)
+def test_a_relative_of_lora_is_refused_by_its_name(pipe, tmp_path, part, kind):
+    plain = draw(pipe)
+    weights = kohya_layout(pipe, 1, layers=EVERY)
+    weights |= {f"{key.partition('.')[0]}.{part}": torch.ones(2, 2) for key in weights}
+    save_file(weights, tmp_path / "style.safetensors")
+    with pytest.raises(CheckpointError, match=rf"^style\.safetensors is a {kind}.*, not a LoRA"):
+        pipe.load_lora_weights(tmp_path / "style.safetensors")
+    assert torch.equal(draw(pipe), plain)
+
+
+def test_a_dora_loads_as_in_diffusers_and_says_what_is_lost(pipe, tmp_path):
+    weights, path = kohya_layout(pipe, 1), tmp_path / "dora.safetensors"
+    scales = {f"{key[:-6]}.dora_scale": torch.ones(1) for key in weights if key.endswith(".alpha")}
+    save_file(weights | scales, path)
+    with pytest.warns(UserWarning, match="dora_scale is left out"):
+        pipe.load_lora_weights(path)
+    stable = stable_diffusion(toy_pipeline())
+    stable.load_lora_weights(str(tmp_path), weight_name=path.name)
+    assert torch.equal(draw(pipe), draw(stable))
+
+
+def test_an_error_of_diffusers_stays_short(pipe):
+    weights = {f"lora_unet_down_blocks_{n}.odd": torch.zeros(1) for n in range(99)}
+    weights |= kohya_layout(pipe, 1)
+    with pytest.raises(CheckpointError, match="have not been correctly renamed") as caught:
+        pipe.load_lora_weights(weights)
+    assert len(str(caught.value)) < 500
 
 
 def test_scale_of_a_call(pipe, saved):
@@ -151,7 +251,7 @@ def test_scale_of_a_call(pipe, saved):
     none = draw(pipe, cross_attention_kwargs={"scale": 0.0})
     torch.testing.assert_close(none, plain, atol=1e-5, rtol=0)
     half = draw(pipe, cross_attention_kwargs={"scale": 0.5})
-    torch.testing.assert_close(half, by_hand(pipe, 1, 0.5), atol=1e-4, rtol=0)
+    torch.testing.assert_close(half, by_hand(pipe, (1, 0.5)), atol=1e-4, rtol=0)
     assert torch.equal(draw(pipe), whole), "the scale of one call outlived it"
 
 

@@ -181,6 +181,28 @@ def test_offloading_covers_every_module_in_the_order_of_use(pipe):
     assert modules == set(order)
 
 
+def test_offloading_brings_each_part_in_when_its_turn_comes(pipe, monkeypatch):
+    expected, given = draw(pipe), torch.nn.Module.to
+    # The CPU stands for the GPU here, so only what is asked of the parts can be seen.
+    pipe.enable_model_cpu_offload(device="cpu")
+    names, moved = {id(getattr(pipe, name)): name for name in MODULES}, []
+
+    def to(module, *where, **options):
+        if id(module) in names:
+            moved.append((names[id(module)], *map(str, where)))
+        return given(module, *where, **options)
+
+    monkeypatch.setattr(torch.nn.Module, "to", to)
+    assert torch.equal(draw(pipe), expected)
+    brought = [name for name, *where in moved if where == ["cpu:0"]]
+    assert list(dict.fromkeys(brought)) == list(MODULES)
+    moved.clear()
+    assert torch.equal(draw(pipe), expected), "a second call finds the parts away"
+    hooks = [hook.hook for hook in pipe._all_hooks]
+    before = [hook.prev_module_hook and names[id(hook.prev_module_hook.model)] for hook in hooks]
+    assert before == [None, *MODULES[:-1]], "each part sends the one before it away"
+
+
 # ------------------------------------------------------------------------ encode, then let it go
 
 

@@ -8,7 +8,7 @@ from kosmosg.errors import PromptError
 from kosmosg.images import look_at, shown
 from kosmosg.note import Picture, prompt_of
 from kosmosg.prompts import check_length, check_prompt
-from kosmosg.release import Sizes
+from kosmosg.release import GenerationConfig, Sizes
 from kosmosg.sequence import length
 from kosmosg.tokenizer import Tokenizer
 
@@ -19,7 +19,7 @@ MARKS = ("<i>", "<image>", "</image>")
 
 
 def oddities(
-    parts: Sequence[str | Picture], tokenizer: Tokenizer, sizes: Sizes, *, max_pictures: int
+    parts: Sequence[str | Picture], tokenizer: Tokenizer, sizes: Sizes, limits: GenerationConfig
 ) -> Iterator[str]:
     """Yield a line for each thing that the model refuses, ignores or has not learnt from.
 
@@ -28,7 +28,7 @@ def oddities(
     prompt = prompt_of(parts)
     num_positions = length(prompt, tokenizer, num_latents=sizes.num_latents)
     for check in (
-        lambda: check_prompt(prompt, tokenizer, max_pictures=max_pictures),
+        lambda: check_prompt(prompt, tokenizer, max_pictures=limits.max_pictures),
         lambda: check_length(num_positions, sizes.max_length),
     ):
         try:
@@ -38,6 +38,12 @@ def oddities(
     texts = [part for part in parts if isinstance(part, str)]
     yield from _of_texts(texts, tokenizer)
     pictures = [part for part in parts if isinstance(part, Picture)]
+    most = limits.trained_pictures
+    if most is not None and most < len(pictures) <= limits.max_pictures:
+        yield (
+            f"the prompt has {len(pictures)} pictures; this model learnt from prompts of at most "
+            f"{most}: they may be mixed up"
+        )
     yield from _repeated(pictures)
     for picture in {one.path: one for one in pictures}.values():
         yield from _of_a_picture(picture, sizes.image_size)

@@ -40,7 +40,7 @@ def inspect(
     from kosmosg.tokenizer import Tokenizer
 
     directory = release.find(model)
-    max_pictures = release.read_generation_config(directory).max_pictures
+    limits = release.read_generation_config(directory)
     tokenizer = Tokenizer.from_pretrained(directory / "tokenizer")
     sizes = release.read_sizes(directory)
     encoded = sequence.encode(
@@ -58,10 +58,11 @@ def inspect(
             {"file": shown(one.path), "width": one.image.width, "height": one.image.height}
             for one in pictures
         ],
-        "max_pictures": max_pictures,
+        "max_pictures": limits.max_pictures,
+        "trained_pictures": limits.trained_pictures,
         "sequence": list(_rows(encoded, tokenizer)),
     }
-    report["warnings"] = list(oddities(words, tokenizer, sizes, max_pictures=max_pictures))
+    report["warnings"] = list(oddities(words, tokenizer, sizes, limits))
     print(json.dumps(report, indent=2, ensure_ascii=False) if as_json else _table(report))
 
 

@@ -59,6 +59,7 @@ GENERATION = GenerationConfig(
     height=64,
     width=64,
     max_pictures=8,
+    trained_pictures=3,  # an example has one to three creatures
 )
 # Validation records have seeds of their own, whatever the leg.
 VALIDATION = 500

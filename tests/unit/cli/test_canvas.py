@@ -5,10 +5,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from diffusers import ControlNetModel
+import torch
+from diffusers import ControlNetModel, StableDiffusionControlNetPipeline
 from PIL import Image
 
-from toys.model import toy_picture, toy_pipeline
+from kosmosg.pipeline import KosmosGPipeline
+from toys.model import SIZE, toy_picture, toy_pipeline
 
 
 @pytest.fixture
@@ -67,6 +69,33 @@ def test_edges_of_several_control_pictures(generate):
     assert len(made["controlnets"]) == 2
     assert [one["picture"] for one in made["control_images"]] == ["photo.png", "photo.png"]
     assert made["canny"] is True
+
+
+def test_a_control_picture_that_is_ready_is_taken_as_it_is(generate, toy_dir, here):
+    ready = toy_picture(6, (SIZE, SIZE))
+    ready.save("lines.png")
+    code, _, err = generate("--controlnet", "net", "--control-image", "lines.png")
+    assert (code, err) == (0, "seed 7\n")
+    made = note("out.png")["arguments"]
+    assert made["control_images"][0]["picture"] == "lines.png"
+    assert not made.get("canny")
+    pipe = KosmosGPipeline.from_pretrained(toy_dir)
+    absent = dict.fromkeys(("text_encoder", "tokenizer", "safety_checker", "feature_extractor"))
+    control = StableDiffusionControlNetPipeline.from_pipe(
+        pipe, **absent, controlnet=ControlNetModel.from_pretrained("net")
+    )
+    control.set_progress_bar_config(disable=True)
+    with torch.no_grad():
+        embeds, negative = pipe.encode_prompt(["a photo of", Image.open(here / "cat.png")])
+    (expected,) = control(
+        prompt_embeds=embeds,
+        negative_prompt_embeds=negative,
+        image=ready,
+        num_inference_steps=3,
+        guidance_scale=3.0,
+        generator=torch.Generator().manual_seed(7),
+    ).images
+    assert np.array_equal(pixels("out.png"), np.asarray(expected))
 
 
 def test_it_replays(generate, run, toy_dir):

@@ -104,6 +104,7 @@ CASES: dict[str, Case] = {
     "pictures without words": lambda: ["cat.png", "dog.jpg"],
     "neither words nor pictures": lambda: ["", "  "],
     "more pictures than the model takes": lambda: ["cat.png"] * 9,
+    "more pictures than its training's prompts (nano: 3)": lambda: ["cat.png", "dog.jpg"] * 2,
     "a hundred pictures": lambda: ["cat.png"] * 100,
     "a word that the model does not know": lambda: ["a zebra"],
     "markup such as `<image>`": lambda: ["a <image> </image> <s> <i>"],

@@ -6,7 +6,7 @@ import shutil
 import pytest
 from PIL import Image
 
-from toys.model import NUM_LATENTS, toy_picture
+from toys.model import NUM_LATENTS, toy_picture, toy_pipeline
 
 
 @pytest.fixture
@@ -59,6 +59,32 @@ def test_what_is_odd_is_said(inspect, here, words, warning):
     toy_picture(4).save(here / "moving.gif", save_all=True, append_images=[toy_picture(5)])
     shutil.copy("cat.png", "copy.png")
     assert any(warning in line for line in inspect(*words)["warnings"])
+
+
+def test_more_pictures_than_the_model_learnt_from_are_odd_where_that_is_known(run, here):
+    model = here / "model"
+    toy_pipeline().save_pretrained(model)
+    settings = json.loads((model / "generation_config.json").read_text())
+    assert settings["trained_pictures"] is None
+
+    def warned(number, known):
+        changed = settings | {"trained_pictures": known}
+        (model / "generation_config.json").write_text(json.dumps(changed))
+        pictures = ["cat.png", "dog.jpg", "cat.png"][:number]
+        code, out, _ = run("inspect", *pictures, "--json", "--model", model)
+        report = json.loads(out)
+        assert (code, report["trained_pictures"]) == (0, known)
+        return any(
+            f"has {number} pictures; this model learnt from prompts of at most 2" in line
+            for line in report["warnings"]
+        )
+
+    assert warned(3, 2)
+    assert not warned(2, 2)
+    assert not warned(3, None)
+    del settings["trained_pictures"]  # as directories were written before
+    (model / "generation_config.json").write_text(json.dumps(settings))
+    assert run("inspect", "cat.png", "--model", model)[0] == 0
 
 
 def test_nothing_is_odd_about_a_good_prompt(inspect, here):

@@ -21,6 +21,7 @@ from kosmosg.toyworld.streams import (
     stage2_stream,
     stage3_stream,
 )
+from kosmosg.toyworld.workspace import GENERATION
 
 STREAMS = {"stage1": stage1_stream, "stage2": stage2_stream, "stage3": stage3_stream}
 # A caption that says all three; fewer words cannot give a combination away.
@@ -125,6 +126,7 @@ def test_the_kinds_of_each_stage() -> None:
 
 def test_entities_are_where_the_caption_says() -> None:
     examples = [r for r in stage3_stream(7, 32).batch(0, 200) if isinstance(r, Example)]
+    assert max(len(example.entities) for example in examples) == GENERATION.trained_pictures
     assert len(examples) > 40
     for record in examples:
         end = 0
