@@ -10,9 +10,10 @@ GELU, softmax, copies) is what the ratio shows. Prints a table and writes output
 
 import argparse
 import json
+import math
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from time import perf_counter
@@ -57,6 +58,10 @@ class Product:
         """Multiplications and additions, all of them."""
         return 2 * self.rows * self.inner * self.columns * self.count
 
+    def nbytes(self, dtype: torch.dtype) -> int:
+        """Bytes of its second operand."""
+        return self.inner * self.columns * self.count * dtype.itemsize
+
 
 def build(dtype: torch.dtype) -> KosmosG:
     """Return the released sizes with random weights, made in place: no second copy in memory."""
@@ -88,18 +93,20 @@ def prompt(num_pictures: int, num_words: int, dtype: torch.dtype) -> Batch:
     )
 
 
-def seconds(work: Callable[[], object], repeats: int) -> float:
-    """Return the least time of a call, after one that does not count.
+def least_seconds(calls: Mapping[Any, Callable[[], object]], repeats: int) -> dict[Any, float]:
+    """Return the least time of each call.
 
-    Floor and model alike are taken at their best, for what else runs on the machine is in neither.
+    They take turns, so that what else the machine does meets floor and model alike, and each is
+    taken at its best, where it does nothing else.
     """
-    work()
-    times = []
-    for _ in range(repeats):
-        began = perf_counter()
-        work()
-        times.append(perf_counter() - began)
-    return min(times)
+    least = dict.fromkeys(calls, math.inf)
+    for turn in range(repeats + 1):
+        for name, call in calls.items():
+            began = perf_counter()
+            call()
+            if turn:  # the first is not like the others
+                least[name] = min(least[name], perf_counter() - began)
+    return least
 
 
 def parts(model: KosmosG, batch: Batch) -> dict[str, Callable[[], Tensor]]:
@@ -150,46 +157,24 @@ class Recorder(TorchDispatchMode):
         return result
 
 
-class Limits:
-    """The machine's rates, measured where they are first asked for."""
+def multiplication(product: Product, dtype: torch.dtype) -> tuple[Callable[[], None], int]:
+    """Return a call that multiplies as `product` does, and how often it does so.
 
-    def __init__(self, dtype: torch.dtype, repeats: int) -> None:
-        self.dtype, self.repeats = dtype, repeats
-        self._times: dict[tuple[int, int, int, int], float] = {}
-        data = torch.ones(2**28)  # 1 GiB
-        best = seconds(data.sum, repeats)
-        self.bandwidth = data.nbytes / best
+    A weight comes from memory, not from the cache: so many that they cannot stay in it take turns.
+    """
+    left = torch.randn(product.count, product.rows, product.inner).to(dtype)
+    shape = (product.count, product.columns, product.inner)
+    turns = max(1, CACHE_BYTES // product.nbytes(dtype)) if product.stored else 1
+    rights = [torch.randn(shape).to(dtype) for _ in range(turns)]
 
-    def rate(self) -> float:
-        """Return the FLOPs a second of a large product."""
-        side = 2048
-        square = torch.randn(side, side).to(self.dtype)
-        return 2 * side**3 / seconds(lambda: F.linear(square, square), self.repeats)
+    def multiply() -> None:
+        for right in rights:
+            if product.stored:
+                F.linear(left[0], right[0])
+            else:
+                left @ right.transpose(1, 2)
 
-    def floor(self, product: Product) -> float:
-        """Return the least seconds of a product."""
-        shape = (product.rows, product.inner, product.columns, product.count)
-        if shape not in self._times:
-            self._times[shape] = self._measure(product)
-        stored = product.inner * product.columns * self.dtype.itemsize if product.stored else 0
-        return max(stored / self.bandwidth, self._times[shape])
-
-    def _measure(self, product: Product) -> float:
-        left = torch.randn(product.count, product.rows, product.inner).to(self.dtype)
-        shape = (product.count, product.columns, product.inner)
-        # A weight comes from memory, not from the cache: enough of them take turns.
-        size = product.inner * product.columns * self.dtype.itemsize
-        turns = max(1, CACHE_BYTES // size) if product.stored else 1
-        rights = [torch.randn(shape).to(self.dtype) for _ in range(turns)]
-
-        def multiply() -> None:
-            for right in rights:
-                if product.stored:
-                    F.linear(left[0], right[0])
-                else:
-                    left @ right.transpose(1, 2)
-
-        return seconds(multiply, self.repeats) / turns
+    return multiply, turns
 
 
 def peak_bytes(work: Callable[[], object]) -> int:
@@ -210,33 +195,56 @@ def measure(dtype_name: str, repeats: int) -> list[dict[str, object]]:
     batches = {name: prompt(*sizes, dtype) for name, sizes in PROMPTS.items()}
     # Memory first, before anything that is not the model's is in it.
     peaks = {name: peak_bytes(lambda b=batch: model.encode(b)) for name, batch in batches.items()}
-    limits = Limits(dtype, repeats)
-    rate = limits.rate()
     rows: list[dict[str, object]] = []
     for name, batch in batches.items():
-        own = [_part(part, work, limits) for part, work in parts(model, batch).items()]
-        whole = seconds(lambda b=batch: model.encode(b), repeats)
+        own, rate, bandwidth = _measure_prompt(model, batch, dtype, repeats)
         original = ORIGINAL[dtype_name, name]
-        own.append(
-            _row("whole", whole, sum(row["floor_s"] for row in own), sum(r["gflop"] for r in own))
-            | {
-                "original_s": original,
-                "original_here_s": round(original * ORIGINAL_RATE[dtype_name] / rate, 2),
-                "gemm_gflop_s": round(rate / 1e9),
-                "read_gb_s": round(limits.bandwidth / 1e9, 1),
-                "peak_of_weights": round(peaks[name] / weights, 3),
-            }
-        )
+        own[-1] |= {
+            "original_s": original,
+            "original_here_s": round(original * ORIGINAL_RATE[dtype_name] / rate, 2),
+            "gemm_gflop_s": round(rate / 1e9),
+            "read_gb_s": round(bandwidth / 1e9, 1),
+            "peak_of_weights": round(peaks[name] / weights, 3),
+        }
         rows += [{"dtype": dtype_name, "prompt": name, **row} for row in own]
     return rows
 
 
-def _part(name: str, work: Callable[[], Tensor], limits: Limits) -> dict[str, Any]:
-    with Recorder() as recorder:
-        work()
-    floor = sum(limits.floor(product) for product in recorder.products)
-    flops = sum(product.flops for product in recorder.products)
-    return _row(name, seconds(work, limits.repeats), floor, flops / 1e9)
+def _measure_prompt(
+    model: KosmosG, batch: Batch, dtype: torch.dtype, repeats: int
+) -> tuple[list[dict[str, Any]], float, float]:
+    """Return the rows of a prompt, the rate of a large product and the bandwidth of reading."""
+    works = parts(model, batch)
+    products: dict[str, list[Product]] = {}
+    for part, work in works.items():
+        with Recorder() as recorder:
+            work()
+        products[part] = recorder.products
+    made = {
+        product: multiplication(product, dtype)
+        for product in {product for group in products.values() for product in group}
+    }
+    data, square = torch.ones(2**28), torch.randn(2048, 2048).to(dtype)
+    least = least_seconds(
+        works
+        | {"whole": lambda: model.encode(batch)}
+        | {product: call for product, (call, _) in made.items()}
+        | {"read": data.sum, "large": lambda: F.linear(square, square)},
+        repeats,
+    )
+    bandwidth = data.nbytes / least["read"]
+
+    def floor(product: Product) -> float:
+        stored = product.nbytes(dtype) if product.stored else 0
+        return max(stored / bandwidth, least[product] / made[product][1])
+
+    rows = [
+        _row(part, least[part], sum(map(floor, group)), sum(p.flops for p in group) / 1e9)
+        for part, group in products.items()
+    ]
+    total = [sum(row[key] for row in rows) for key in ("floor_s", "gflop")]
+    rows.append(_row("whole", least["whole"], *total))
+    return rows, 2 * 2048**3 / least["large"], bandwidth
 
 
 def _row(part: str, taken: float, floor: float, gflop: float) -> dict[str, Any]:
