@@ -131,10 +131,7 @@ def _encoded(
     views: dict[int, Tensor] | None = None,
 ) -> Encoded:
     config = model.mllm.config
-    # Before the MLLM has spent minutes and gigabytes on it.
-    length = sequence.length(prompt, tokenizer, num_latents=config["num_latents"])
-    check_length(length, model.aligner.config["max_positions"] - FIRST_ROW)
-    return sequence.encode(
+    encoded = sequence.encode(
         prompt,
         tokenizer,
         num_latents=config["num_latents"],
@@ -142,6 +139,9 @@ def _encoded(
         image_weights=weights,
         views=views,
     )
+    # Before the MLLM has spent minutes and gigabytes on it.
+    check_length(len(encoded.input_ids), model.aligner.config["max_positions"] - FIRST_ROW)
+    return encoded
 
 
 def _state(model: KosmosG) -> list[object]:

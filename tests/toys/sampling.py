@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, cast
+from typing import Any
 
 import torch
 from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import StableDiffusionPipeline
@@ -35,15 +35,15 @@ def unet_rows(pipe: KosmosGPipeline) -> Iterator[list[int]]:
         handle.remove()
 
 
-def stable_diffusion(pipe: KosmosGPipeline) -> Any:
+def stable_diffusion(pipe: KosmosGPipeline, kind: Any = StableDiffusionPipeline) -> Any:
     """Diffusers' pipeline with the same U-Net, VAE and sampler, and without a text encoder."""
     absent = dict.fromkeys(("text_encoder", "tokenizer", "safety_checker", "feature_extractor"))
-    stable = StableDiffusionPipeline(
+    stable = kind(
         vae=pipe.vae,
         unet=pipe.unet,
         scheduler=pipe.scheduler,
         requires_safety_checker=False,
-        **cast(dict[str, Any], absent),
+        **absent,
     )
     stable.set_progress_bar_config(disable=True)
     return stable

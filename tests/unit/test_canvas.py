@@ -16,6 +16,7 @@ from kosmosg.controlnet import edges, load_controlnet
 from kosmosg.errors import CheckpointError, ConfigError
 from kosmosg.pipeline import KosmosGPipeline
 from toys.model import SIZE, toy_picture, toy_pipeline
+from toys.sampling import stable_diffusion
 
 PROMPT = ["a photo of", toy_picture(1), "in snow"]
 
@@ -99,17 +100,7 @@ def test_several_pictures_are_those_of_their_seeds(pipe: KosmosGPipeline, kind: 
 
 
 def test_it_is_diffusers_own_picture_bit_for_bit(pipe: KosmosGPipeline):
-    stable = StableDiffusionImg2ImgPipeline(
-        unet=pipe.unet,
-        vae=pipe.vae,
-        scheduler=pipe.scheduler,
-        text_encoder=None,
-        tokenizer=None,
-        safety_checker=None,
-        feature_extractor=None,
-        requires_safety_checker=False,
-    )
-    stable.set_progress_bar_config(disable=True)
+    stable = stable_diffusion(pipe, StableDiffusionImg2ImgPipeline)
     with torch.no_grad():
         embeds, negative = pipe.encode_prompt(PROMPT)
     expected = stable(

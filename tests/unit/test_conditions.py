@@ -5,7 +5,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import StableDiffusionPipeline
 from safetensors.torch import save_file
 
 from kosmosg import conditions, drawing
@@ -13,6 +12,7 @@ from kosmosg.conditions import Condition
 from kosmosg.errors import CheckpointError, ConfigError
 from kosmosg.note import Picture
 from toys.model import EMBED_DIM, NUM_QUERIES, SIZE, toy_picture, toy_pipeline
+from toys.sampling import stable_diffusion
 
 SHAPE = (1, NUM_QUERIES, EMBED_DIM)
 CAT = Picture(path=Path("photos/cat.png"), image=toy_picture(1), sha256="a" * 64)
@@ -71,17 +71,7 @@ def test_a_condition_draws_in_stable_diffusion_what_the_prompt_draws(tmp_path):
     pipe = toy_pipeline()
     conditions.save(drawing.encode(pipe, ["a photo of", CAT]), tmp_path / "c")
     read = conditions.load(tmp_path / "c")
-    stable = StableDiffusionPipeline(
-        vae=pipe.vae,
-        unet=pipe.unet,
-        scheduler=pipe.scheduler,
-        text_encoder=None,
-        tokenizer=None,
-        safety_checker=None,
-        feature_extractor=None,
-        requires_safety_checker=False,
-    )
-    stable.set_progress_bar_config(disable=True)
+    stable = stable_diffusion(pipe)
     theirs = stable(
         prompt_embeds=read.prompt_embeds,
         negative_prompt_embeds=read.negative_prompt_embeds,

@@ -108,12 +108,12 @@ def _attend_by_products(
     flat_query, flat_key, flat_value = (part.flatten(0, 1) for part in (query, key, value))
     if causal:
         mask = causal_mask(seq, key.shape[2], query.device)
-    hidden = query.new_zeros(1)
+    bias = query.new_zeros(1)
     if mask is not None:
-        hidden = torch.zeros_like(mask, dtype=query.dtype).masked_fill(~mask, -math.inf)
+        bias = torch.zeros_like(mask, dtype=query.dtype).masked_fill(~mask, -math.inf)
         each = len(mask) > 1
-        hidden = hidden.expand(-1, heads, -1, -1).flatten(0, 1) if each else hidden[0]
-    scores = torch.baddbmm(hidden, flat_query, flat_key.transpose(1, 2), alpha=head_dim**-0.5)
+        bias = bias.expand(-1, heads, -1, -1).flatten(0, 1) if each else bias[0]
+    scores = torch.baddbmm(bias, flat_query, flat_key.transpose(1, 2), alpha=head_dim**-0.5)
     weights = F.dropout(scores.softmax(-1), dropout)
     return (weights @ flat_value).unflatten(0, (batch, heads))
 

@@ -3,13 +3,7 @@
 import functools
 import json
 import os
-import pty
-import re
 import shutil
-import signal
-import subprocess
-import sys
-import termios
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +11,7 @@ import pytest
 from PIL import Image
 
 from kosmosg import conditions, drawing
+from toys.terminal import interrupted
 
 
 @pytest.fixture
@@ -162,27 +157,12 @@ def test_a_file_without_lines_and_none_at_all(batch, generate):
 def test_ctrl_c_keeps_what_is_done_and_says_how_to_go_on(here, toy_dir):
     lines = [GOOD | {"output": f"{number}.png", "steps": 200} for number in range(50)]
     (here / "jobs").write_text("\n".join(map(json.dumps, lines)))
-    terminal, stderr = pty.openpty()  # the progress bar shows only on a terminal
-    termios.tcsetwinsize(stderr, (24, 80))
     words = ("generate", "--batch", "jobs", "--model", str(toy_dir))
-    command = [sys.executable, "-m", "kosmosg", *words]
-    with subprocess.Popen(command, cwd=here, stdout=subprocess.PIPE, stderr=stderr) as process:
-        os.close(stderr)
-        shown = b""
-        while not re.search(rb"\b[1-9]\d*/50", shown):
-            shown += os.read(terminal, 4096)
-        process.send_signal(signal.SIGINT)
-        try:
-            while more := os.read(terminal, 4096):
-                shown += more
-        except OSError:  # how Linux says that the other end is closed
-            pass
-        assert process.stdout is not None
-        printed = process.stdout.read().decode().split()
-    os.close(terminal)
-    assert process.returncode == 130
+    stopped = interrupted(*words, directory=here, seen=rb"\b[1-9]\d*/50")
+    printed = stopped.printed.decode().split()
+    assert stopped.code == 130
     assert {path.name for path in here.glob("[0-9]*.png")} == set(printed)
-    last = shown.decode().splitlines()[-1]
+    last = stopped.shown.decode().splitlines()[-1]
     assert (
         f"stopped by Ctrl-C with {len(printed)} of 50 done; the same command with --resume" in last
     )

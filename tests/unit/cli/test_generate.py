@@ -2,15 +2,10 @@
 
 import io
 import json
-import os
-import pty
-import re
 import resource
-import signal
 import struct
 import subprocess
 import sys
-import termios
 import zlib
 from pathlib import Path
 
@@ -20,6 +15,7 @@ from PIL import Image
 
 from kosmosg.samplers import NAMES
 from toys.model import SIZE, toy_picture
+from toys.terminal import interrupted
 
 
 @pytest.fixture
@@ -289,25 +285,10 @@ def start(*words: str, directory: Path, stderr: int) -> subprocess.Popen[bytes]:
 
 @pytest.mark.timeout(600)  # a process imports for seconds, for minutes on a busy machine
 def test_ctrl_c_while_generating_ends_a_process_cleanly(here, toy_dir):
-    terminal, stderr = pty.openpty()  # the progress bar shows only on a terminal
-    termios.tcsetwinsize(stderr, (24, 80))
     words = ("generate", "a", "cat.png", "--model", str(toy_dir), "--steps", "999")
-    with start(*words, directory=here, stderr=stderr) as process:
-        os.close(stderr)
-        shown = b""
-        while not re.search(rb"\b[1-9]\d*/999", shown):
-            shown += os.read(terminal, 4096)
-        process.send_signal(signal.SIGINT)
-        try:
-            while more := os.read(terminal, 4096):
-                shown += more
-        except OSError:  # how Linux says that the other end is closed
-            pass
-        assert process.stdout is not None
-        assert process.stdout.read() == b""
-    os.close(terminal)
-    assert process.returncode == 130
-    assert shown.splitlines()[-1] == b"kosmosg: stopped by Ctrl-C"
+    stopped = interrupted(*words, directory=here, seen=rb"\b[1-9]\d*/999")
+    assert (stopped.code, stopped.printed) == (130, b"")
+    assert stopped.shown.splitlines()[-1] == b"kosmosg: stopped by Ctrl-C"
     assert files(here) == {"cat.png", "dog.jpg"}
 
 
