@@ -14,7 +14,7 @@ from typing import BinaryIO
 import numpy as np
 import torch
 from jaxtyping import Float
-from PIL import Image, ImageOps
+from PIL import ExifTags, Image, ImageOps
 from torch import Tensor
 
 from kosmosg.errors import ConfigError, PromptError
@@ -72,8 +72,17 @@ def open_image(source: str | Path | bytes | BinaryIO) -> Image.Image:
         PromptError: If it does not exist, is no picture, is damaged, or is too large or too thin.
     """
     with _open(source) as (image, name):
-        ImageOps.exif_transpose(image, in_place=True)
         return to_rgb(image, name)
+
+
+def open_later(data: bytes) -> Image.Image:
+    """Return the picture of an untrusted file, its pixels not read before `to_rgb` is called.
+
+    Raises:
+        PromptError: If it is no picture, or is too large or too thin: what the head of a file says.
+    """
+    with _open(data, load=False) as (image, _):
+        return image
 
 
 def look_at(source: str | Path | bytes | BinaryIO) -> Look:
@@ -88,7 +97,7 @@ def look_at(source: str | Path | bytes | BinaryIO) -> Look:
 
 
 def to_rgb(image: Image.Image, name: str = "a picture") -> Image.Image:
-    """Return a picture of any mode as 8-bit RGB, transparent parts on white.
+    """Return a picture of any mode as 8-bit RGB, upright, transparent parts on white.
 
     White, because the pictures the model learnt from are cut out on white. 16-bit pixels are
     scaled, not clipped.
@@ -102,6 +111,8 @@ def to_rgb(image: Image.Image, name: str = "a picture") -> Image.Image:
     """
     try:
         image.load()  # a file is decoded only now
+        if image.getexif().get(ExifTags.Base.Orientation, 1) != 1:
+            image = ImageOps.exif_transpose(image)
     except _DAMAGE as error:
         raise PromptError(_damaged(name, error)) from error
     if _has_16_bits(image):
@@ -223,7 +234,9 @@ def _check_kind(source: str | Path, name: str) -> None:
 
 
 @contextmanager
-def _open(source: str | Path | bytes | BinaryIO) -> Iterator[tuple[Image.Image, str]]:
+def _open(
+    source: str | Path | bytes | BinaryIO, *, load: bool = True
+) -> Iterator[tuple[Image.Image, str]]:
     """Give a file's picture as Pillow decodes it, and its name; what is wrong is one error."""
     name = shown(source) if isinstance(source, str | Path) else "the picture"
     data = _read(source, name)
@@ -233,7 +246,8 @@ def _open(source: str | Path | bytes | BinaryIO) -> Iterator[tuple[Image.Image, 
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             image = Image.open(BytesIO(data), formats=FORMATS)
             _check_size(image, name)
-            image.load()
+            if load:
+                image.load()
             yield image, name
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise PromptError(_too_large(name)) from error

@@ -118,7 +118,7 @@ class Examples:
                 return Edit(
                     key=f"edit-{index}",
                     caption="a cat",
-                    before=other,
+                    before=(other,),
                     instruction="a dog",
                     after=image,
                     after_caption="the dog",

@@ -9,7 +9,8 @@ from torch import Tensor
 
 from kosmosg.data.mixture import Stream, seed_of
 from kosmosg.data.records import Caption, Document, Edit, Example, Record
-from kosmosg.errors import DataError
+from kosmosg.errors import DataError, PromptError
+from kosmosg.images import to_rgb
 from kosmosg.sequence import Prompt
 
 DROP_PROBABILITY = 0.5
@@ -37,7 +38,7 @@ def compose(record: Record, rng: np.random.Generator) -> Composed:
     before); one coin an entity keeps the entity's own background, else it stands on white.
 
     Raises:
-        DataError: If the record has no picture to aim at.
+        DataError: If the record has no picture to aim at, or the one to show is damaged.
 
     Source:
         Paper section 3.2, NUMERICS section 9. Deviation: the release silently loses a sample whose
@@ -52,7 +53,7 @@ def compose(record: Record, rng: np.random.Generator) -> Composed:
             )
         case Edit():
             dropped = rng.random() < DROP_PROBABILITY
-            prompt = [*_texts("" if dropped else record.caption), record.before]
+            prompt = [*_texts("" if dropped else record.caption), *record.before]
             return Composed(
                 key=record.key,
                 prompt=[*prompt, *_texts(record.instruction)],
@@ -88,9 +89,17 @@ def _interleave(record: Example, rng: np.random.Generator) -> Prompt:
         if snippet and not snippet.endswith(" "):
             snippet += " "
         own_background = rng.random() < BACKGROUND_PROBABILITY
-        prompt += [*_texts(snippet), entity.crop if own_background else entity.cutout]
+        shown = entity.crop if own_background else entity.cutout
+        prompt += [*_texts(snippet), _decoded(shown, record.key)]
         position = entity.end
     return [*prompt, *_texts(record.caption[position:])]
+
+
+def _decoded(image: Image.Image, key: str) -> Image.Image:
+    try:
+        return to_rgb(image)
+    except PromptError as error:
+        raise DataError(f"record {key}: {error}", reason="unreadable picture") from error
 
 
 def _texts(text: str) -> list[str]:

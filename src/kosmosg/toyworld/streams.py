@@ -223,7 +223,7 @@ def _edit(key: str, rng: np.random.Generator) -> Plan:
     return [before, after], lambda pictures, _masks: Edit(
         key=key,
         caption=caption,
-        before=pictures[0],
+        before=(pictures[0],),
         instruction=words,
         after=pictures[1],
         after_caption=after_caption,

@@ -107,7 +107,7 @@ def _edits(
         record = Edit(
             key="row",
             caption=row["input"],
-            before=PICTURE,
+            before=(PICTURE,),
             instruction=row["edit"],
             after=PICTURE,
         )

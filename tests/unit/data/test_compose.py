@@ -76,7 +76,7 @@ def test_a_mention_may_be_the_whole_caption_and_none_may_be_there():
 
 
 def test_an_edit_shows_the_picture_before_and_loses_its_caption_by_coin():
-    record = Edit(key="i", caption="a horse", before=BEFORE, instruction="a zebra", after=TARGET)
+    record = Edit(key="i", caption="a horse", before=(BEFORE,), instruction="a zebra", after=TARGET)
     assert told(record, False) == ["a horse", "BEFORE", "a zebra"]
     assert told(record, True) == ["BEFORE", "a zebra"]
     assert compose(record, np.random.default_rng(0)).target is TARGET

@@ -6,7 +6,8 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from kosmosg.data.records import Caption, Document, Edit, Entity, Example, from_bytes, to_bytes
+from kosmosg.data.records import Caption, Document, Edit, Entity, Example
+from kosmosg.data.samples import from_bytes, to_bytes
 from kosmosg.errors import DataError
 
 
@@ -31,11 +32,26 @@ RECORDS = [
         entities=(entity(CAPTION, "dog"), entity(CAPTION, "cat")),
         image=picture(5),
     ),
-    Edit(key="i", caption="a", before=picture(6), instruction="make it b", after=picture(7)),
+    Example(
+        key="e",
+        caption=CAPTION,
+        entities=(entity(CAPTION, "dog", mask=picture(8).convert("1")), entity(CAPTION, "cat")),
+        image=picture(5),
+        provenance={"source": "toy", "captioner": "sha256:12"},
+    ),
+    Caption(key="c", text="b", provenance={"url": "http://a/b.jpg"}),
+    Edit(key="i", caption="a", before=(picture(6),), instruction="make it b", after=picture(7)),
+    Edit(
+        key="i",
+        caption="",
+        before=(picture(6), picture(1)),
+        instruction="as in the second",
+        after=picture(7),
+    ),
     Edit(
         key="i",
         caption="a",
-        before=picture(6),
+        before=(picture(6),),
         instruction="b",
         after=picture(7),
         after_caption="c",
@@ -60,6 +76,27 @@ def test_a_record_comes_back_from_its_bytes(record):
     assert "json" in files
     assert all(isinstance(data, bytes) for data in files.values())
     assert plain(from_bytes(record.key, files)) == plain(record)
+
+
+def test_photographs_are_kept_as_jpeg_and_masks_as_they_are():
+    large = Image.fromarray(np.indices((64, 64)).sum(0).astype(np.uint8)[..., None].repeat(3, 2))
+    mask = Image.fromarray(np.eye(64, dtype=bool))
+    things = (Entity(mention="dog", start=2, end=5, crop=large, cutout=large, mask=mask),)
+    record = Example(key="e", caption="a dog", entities=things, image=large)
+    files = to_bytes(record, pictures="jpg")
+    assert set(files) == {"json", "jpg", "0.crop.jpg", "0.cutout.jpg", "0.mask.png"}
+    back = from_bytes("e", files)
+    assert isinstance(back, Example)
+    assert np.abs(np.asarray(back.image, int) - np.asarray(large)).max() <= 4
+    assert back.entities[0].mask is not None
+    assert np.array_equal(np.asarray(back.entities[0].mask), np.asarray(mask))
+
+
+def test_an_entity_keeps_its_pictures_undecoded_until_one_is_shown():
+    half = EXAMPLE["0.crop.png"][:-20]
+    record = from_bytes("e", EXAMPLE | {"0.crop.png": half})
+    assert isinstance(record, Example)
+    assert record.entities[0].crop.size == (7, 5)  # its head is read, and checked
 
 
 EXAMPLE = to_bytes(RECORDS[3])

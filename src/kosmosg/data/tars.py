@@ -1,0 +1,174 @@
+"""WebDataset tars: samples out, whole and at once; samples in, by their place in the file."""
+
+import io
+import os
+import re
+import tarfile
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO
+
+from kosmosg.errors import DataError
+
+MAX_MEMBER_BYTES = 64 * 2**20
+MAX_SAMPLE_FILES = 4_096
+
+_KEY = re.compile(r"[A-Za-z0-9_\-/]+")
+
+
+@dataclass(frozen=True, slots=True)
+class Member:
+    """A file in a tar: where its bytes are."""
+
+    name: str
+    offset: int
+    size: int
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """The files of one sample in a tar, by extension, in the order in which they stand there."""
+
+    key: str
+    members: Mapping[str, Member]
+
+
+def write_shard(path: Path, samples: Iterable[tuple[str, Mapping[str, bytes]]]) -> int:
+    """Write samples as one tar, whole or not at all, and return how many they are.
+
+    The same samples give the same bytes: no time, no owner.
+
+    Args:
+        samples: Keys, each once, of letters, digits, `_`, `-` and `/`; and files by extension.
+
+    Raises:
+        DataError: If a key has other characters or comes twice.
+    """
+    seen: set[str] = set()
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        with temporary.open("wb") as file:
+            with tarfile.open(fileobj=file, mode="w", format=tarfile.PAX_FORMAT) as tar:
+                for key, files in samples:
+                    check_key(key)
+                    if key in seen:
+                        raise DataError(
+                            f"{path.name}: key {key!r} comes twice; name each record once",
+                            reason="key twice",
+                        )
+                    seen.add(key)
+                    for extension, data in files.items():
+                        _add(tar, f"{key}.{extension}", data)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    return len(seen)
+
+
+def check_key(key: str) -> None:
+    """Pass a key that every reader of WebDataset tars takes as it is: it ends at the first dot.
+
+    Raises:
+        DataError: If it has a dot, a space or another character that some reader might change.
+    """
+    if not _KEY.fullmatch(key):
+        raise DataError(
+            f"key {key[:80]!r} has characters other than letters, digits, '_', '-' and '/'; rename"
+            " it",
+            reason="bad key",
+        )
+
+
+def read_index(path: Path) -> Iterator[Sample]:
+    """Yield the samples of a tar, from its headers alone; only ordinary files count.
+
+    Samples that come before damage are yielded before it is raised.
+
+    Raises:
+        DataError: If the file is missing, no tar, compressed, cut off, or has a sample of too many
+            files or a file that is too large; the message names the member and its byte.
+    """
+    try:
+        with path.open("rb") as file, tarfile.open(fileobj=file, mode="r:") as tar:
+            yield from _grouped(path, _members(path, tar))
+    except (tarfile.TarError, OSError, ValueError, EOFError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise DataError(
+            f"{path}: {reason}; expected an uncompressed tar that is all there",
+            reason="unreadable shard",
+        ) from error
+
+
+def read_sample(file: BinaryIO, sample: Sample) -> dict[str, bytes]:
+    """Return a sample's files by extension, from its tar opened for reading bytes.
+
+    It reads at the places of the index and does not move the file's own.
+
+    Raises:
+        DataError: If the tar is shorter than its index says.
+    """
+    files: dict[str, bytes] = {}
+    for extension, member in sample.members.items():
+        data = os.pread(file.fileno(), member.size, member.offset)
+        if len(data) < member.size:
+            raise DataError(
+                f"{file.name}: member {member.name} ends after {len(data)} of its {member.size}"
+                " bytes; copy the shard again",
+                reason="cut-off shard",
+            )
+        files[extension] = data
+    return files
+
+
+def _add(tar: tarfile.TarFile, name: str, data: bytes) -> None:
+    info = tarfile.TarInfo(name)
+    info.size = len(data)
+    info.mode = 0o644
+    tar.addfile(info, io.BytesIO(data))
+
+
+def _members(path: Path, tar: tarfile.TarFile) -> Iterator[Member]:
+    size = path.stat().st_size
+    for info in tar:
+        # Nothing is kept of the members that were read: a shard may have a million.
+        tar.members = []  # pyright: ignore[reportAttributeAccessIssue]
+        if not info.isfile() or info.issparse():
+            continue
+        place = f"{path}: member {info.name[:80]!r} at byte {info.offset}"
+        if info.size > MAX_MEMBER_BYTES:
+            raise DataError(
+                f"{place} has {info.size} bytes, at most {MAX_MEMBER_BYTES} are read; remove it",
+                reason="member too large",
+            )
+        if info.offset_data + info.size > size:
+            raise DataError(
+                f"{place} ends {info.offset_data + info.size - size} bytes after the file does;"
+                " copy the shard again",
+                reason="cut-off shard",
+            )
+        yield Member(info.name, info.offset_data, info.size)
+
+
+def _grouped(path: Path, members: Iterator[Member]) -> Iterator[Sample]:
+    key, files = "", dict[str, Member]()
+    for member in members:
+        folder, _, name = member.name.rpartition("/")
+        stem, dot, extension = name.partition(".")
+        if not stem or not dot:  # no sample: hidden files, files without an extension
+            continue
+        this = f"{folder}/{stem}" if folder else stem
+        if this != key or extension.lower() in files:
+            if files:
+                yield Sample(key, files)
+            key, files = this, dict[str, Member]()
+        files[extension.lower()] = member
+        if len(files) > MAX_SAMPLE_FILES:
+            raise DataError(
+                f"{path}: sample {key[:80]!r} has more than {MAX_SAMPLE_FILES} files",
+                reason="sample too large",
+            )
+    if files:
+        yield Sample(key, files)

@@ -1,0 +1,132 @@
+import io
+import tarfile
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from kosmosg.data.tars import MAX_MEMBER_BYTES, read_index, read_sample, write_shard
+from kosmosg.errors import DataError
+
+SAMPLES = [("000", {"json": b"{}", "0.crop.png": b"picture"}), ("a/001", {"txt": b"words"})]
+
+
+def read(path):
+    with path.open("rb") as file:
+        return [(sample.key, read_sample(file, sample)) for sample in read_index(path)]
+
+
+def test_samples_come_back_in_their_order(tmp_path):
+    assert write_shard(tmp_path / "s.tar", SAMPLES) == 2
+    assert read(tmp_path / "s.tar") == SAMPLES
+    assert [path.name for path in tmp_path.iterdir()] == ["s.tar"]
+
+
+@given(
+    st.dictionaries(
+        st.from_regex(r"[a-z0-9_\-]{1,8}", fullmatch=True),
+        st.dictionaries(
+            st.from_regex(r"[a-z0-9]{1,3}(\.[a-z]{1,3})?", fullmatch=True), st.binary(max_size=600)
+        ).filter(bool),
+    )
+)
+def test_any_samples_come_back(tmp_path_factory, samples):
+    path = tmp_path_factory.mktemp("any") / "s.tar"
+    write_shard(path, samples.items())
+    assert dict(read(path)) == samples
+
+
+def test_the_same_samples_give_the_same_bytes(tmp_path):
+    for name in ("a", "b"):
+        write_shard(tmp_path / name, SAMPLES)
+    assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
+
+
+def test_a_shard_is_written_whole_or_not_at_all(tmp_path):
+    def failing():
+        yield SAMPLES[0]
+        raise KeyboardInterrupt
+
+    write_shard(tmp_path / "s.tar", SAMPLES)
+    with pytest.raises(KeyboardInterrupt):
+        write_shard(tmp_path / "s.tar", failing())
+    assert read(tmp_path / "s.tar") == SAMPLES
+    assert [path.name for path in tmp_path.iterdir()] == ["s.tar"]
+
+
+@pytest.mark.parametrize("key", ["a.b", "", "a b", "../x.y", "é"])
+def test_keys_that_readers_would_change_are_refused(tmp_path, key):
+    with pytest.raises(DataError, match="characters other than"):
+        write_shard(tmp_path / "s.tar", [(key, {"txt": b""})])
+
+
+def test_a_key_comes_once(tmp_path):
+    with pytest.raises(DataError, match="'000' comes twice"):
+        write_shard(tmp_path / "s.tar", [SAMPLES[0], SAMPLES[0]])
+
+
+def tar_of(path, *members):
+    with tarfile.open(path, "w") as tar:
+        for name, data in members:
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            tar.addfile(info, io.BytesIO(data))
+    return path
+
+
+def test_what_is_no_sample_is_passed_over(tmp_path):
+    members = [("README", b"x"), ("./k/.hidden", b"x"), ("k.TXT", b"a"), ("k.Jpg", b"b")]
+    path = tar_of(tmp_path / "s.tar", *members)
+    with tarfile.open(path, "a") as tar:
+        link = tarfile.TarInfo("l.txt")
+        link.type, link.linkname = tarfile.SYMTYPE, "/etc/passwd"
+        tar.addfile(link)
+    assert read(path) == [("k", {"txt": b"a", "jpg": b"b"})]
+
+
+def test_a_file_that_comes_again_begins_another_sample(tmp_path):
+    path = tar_of(tmp_path / "s.tar", ("k.txt", b"a"), ("k.txt", b"b"))
+    assert read(path) == [("k", {"txt": b"a"}), ("k", {"txt": b"b"})]
+
+
+def test_a_cut_off_shard_gives_what_is_whole_and_then_says_where_it_ends(tmp_path):
+    path = tmp_path / "s.tar"
+    write_shard(path, [(f"{i:03}", {"txt": bytes(2000)}) for i in range(5)])
+    path.write_bytes(path.read_bytes()[:9000])
+    samples = read_index(path)
+    assert [next(samples).key for _ in range(2)] == ["000", "001"]
+    with pytest.raises(DataError, match=r"member '003.txt' at byte \d+ ends \d+ bytes after") as e:
+        list(samples)
+    assert e.value.reason == "cut-off shard"
+
+
+def test_a_shard_that_shrinks_after_it_was_indexed(tmp_path):
+    path = tmp_path / "s.tar"
+    write_shard(path, SAMPLES)
+    (sample, _) = read_index(path)
+    path.write_bytes(path.read_bytes()[:1500])
+    with path.open("rb") as file, pytest.raises(DataError, match="copy the shard again"):
+        read_sample(file, sample)
+
+
+@pytest.mark.parametrize("data", [b"", b"no tar at all" * 100, b"\x1f\x8b" + bytes(600)])
+def test_other_files_are_named(tmp_path, data):
+    path = tmp_path / "s.tar"
+    path.write_bytes(data)
+    with pytest.raises(DataError, match=r"s\.tar: .*expected an uncompressed tar"):
+        list(read_index(path))
+
+
+def test_a_missing_file_and_a_directory_are_named(tmp_path):
+    for path in (tmp_path, tmp_path / "s.tar"):
+        with pytest.raises(DataError, match="expected an uncompressed tar"):
+            list(read_index(path))
+
+
+def test_a_member_that_claims_to_be_huge_is_not_read(tmp_path):
+    path = tmp_path / "s.tar"
+    info = tarfile.TarInfo("k.txt")
+    info.size = MAX_MEMBER_BYTES + 1
+    path.write_bytes(info.tobuf() + bytes(10240))
+    with pytest.raises(DataError, match=r"'k.txt' at byte 0 has 67108865 bytes"):
+        list(read_index(path))
