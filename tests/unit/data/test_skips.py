@@ -1,0 +1,36 @@
+import pytest
+
+from kosmosg.data.skips import Skips
+from kosmosg.errors import DataError
+
+
+def bad(number: int, reason: str = "bad json") -> DataError:
+    return DataError(f"record {number} is bad", reason=reason)
+
+
+def test_what_is_left_out_is_counted_and_the_first_of_each_reason_named():
+    skips = Skips(limit=1)
+    skips.keep(3)
+    for number in range(7):
+        skips.skip(bad(number))
+    skips.skip(bad(9, "no picture"))
+    assert (skips.num_kept, skips.num_skipped) == (3, 8)
+    assert str(skips) == "7 bad json, 1 no picture"
+    assert skips.named["bad json"] == [f"record {number} is bad" for number in range(5)]
+
+
+def test_too_many_stop_the_work_once_enough_were_seen():
+    skips = Skips(limit=0.1, least=20)
+    skips.keep(10)
+    for number in range(9):
+        skips.skip(bad(number))
+    with pytest.raises(DataError, match="10 of 20 records were left out, more than 10%: 10 bad"):
+        skips.skip(bad(9))
+
+
+def test_as_many_as_the_limit_are_no_reason_to_stop():
+    skips = Skips(limit=0.5, least=2)
+    skips.keep(2)
+    skips.skip(bad(0))
+    skips.skip(bad(1))
+    assert skips.num_skipped == 2
