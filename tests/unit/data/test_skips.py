@@ -9,7 +9,7 @@ def bad(number: int, reason: str = "bad json") -> DataError:
 
 
 def test_what_is_left_out_is_counted_and_the_first_of_each_reason_named():
-    skips = Skips(limit=1)
+    skips = Skips(limit=1.0)
     skips.keep(3)
     for number in range(7):
         skips.skip(bad(number))
