@@ -514,12 +514,8 @@ class KosmosGPipeline(DiffusionPipeline, UNetLoraLoaderMixin):
                 apart=self._guides_apart,
             )
         else:
-            planned = branches.given(
-                len(prompt_embeds), num_steps=self._num_timesteps, apart=self._guides_apart
-            )
-            pictures = [] if picture_prompt_embeds is None else [picture_prompt_embeds]
-            embeds = torch.cat([prompt_embeds, *pictures])
-        num_prompts = len(planned.segments[0].prompts)
+            planned, embeds = None, prompt_embeds
+        num_prompts = len(embeds) if planned is None else len(planned.segments[0].prompts)
         if self.do_classifier_free_guidance:
             negative_prompt_embeds = self._negative(
                 negative_prompt, negative_prompt_embeds, num_prompts, num_images_per_prompt
@@ -529,6 +525,18 @@ class KosmosGPipeline(DiffusionPipeline, UNetLoraLoaderMixin):
         if free_encoder:
             self.free_encoder()
         embeds = self._rows(embeds, 1)
+        if planned is None:
+            alone = None
+            if self._guides_apart and picture_prompt_embeds is not None:
+                alone = self._rows(picture_prompt_embeds, 1)
+            negative = negative_prompt_embeds
+            planned = branches.given(
+                embeds,
+                None if negative is None else negative[::num_images_per_prompt],
+                alone,
+                num_steps=self._num_timesteps,
+            )
+            embeds = embeds if alone is None else torch.cat([embeds, alone])
         told = [
             branches.join(
                 segment,
