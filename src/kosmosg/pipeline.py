@@ -136,8 +136,9 @@ class KosmosGPipeline(DiffusionPipeline, UNetLoraLoaderMixin):
 
         Args:
             pretrained_model_name_or_path: A directory written by `save_pretrained`, or `nano`.
-            kwargs: As diffusers takes them: `dtype` (float32 unless given), `variant`, components
-                that replace those of the directory. Nothing is ever downloaded.
+            kwargs: As diffusers takes them: `dtype` (float32 unless given; a dict gives each part
+                its own), `variant`, components that replace those of the directory. Nothing is
+                ever downloaded.
 
         Raises:
             CheckpointError: If the directory, a file or a weight is missing, damaged or of another
@@ -157,8 +158,9 @@ class KosmosGPipeline(DiffusionPipeline, UNetLoraLoaderMixin):
         try:
             pipe = super().from_pretrained(str(directory), local_files_only=True, **kwargs)
         except (OSError, RuntimeError, ValueError, SafetensorError) as error:
+            remedy = f"leave out variant={variant!r}, or " if variant else ""
             raise CheckpointError(
-                f"cannot load {directory}: {_line(error)}; {release.remedy(directory)}"
+                f"cannot load {directory}: {_line(error)}; {remedy}{release.remedy(directory)}"
             ) from error
         keys = {name: getattr(pipe, name).state_dict() for name in parts}
         release.check_weights(directory, keys, variant=variant)
@@ -581,7 +583,7 @@ class KosmosGPipeline(DiffusionPipeline, UNetLoraLoaderMixin):
         if output_type == "latent":
             return latents
         vae: Any = self.vae  # diffusers types its argument as a FloatTensor, which no tensor is
-        latents = latents / vae.config["scaling_factor"]
+        latents = latents.to(vae.dtype) / vae.config["scaling_factor"]
         images = vae.decode(latents, return_dict=False, generator=generator)[0]
         check_finite(images)
         return self.image_processor.postprocess(images, output_type=output_type)
