@@ -23,7 +23,7 @@ JSON = "json"
 
 
 class FieldError(DataError):
-    """A field of a record's json that is missing or not as it should be.
+    """A field of a record's json that is missing or not as it should be, or its picture is.
 
     Args:
         path: Names of fields and places in lists that lead to it.
@@ -257,8 +257,10 @@ class _Fields:
         try:
             return read(self.files[file])
         except PromptError as error:
-            raise DataError(
-                f"record {self.key}: {file[:40]!r}: {error}", reason="unreadable picture"
+            raise FieldError(
+                f"record {self.key}: {file[:40]!r}: {error}",
+                reason="unreadable picture",
+                path=(*self.path, name),
             ) from error
 
     def part(self) -> str | Image.Image:

@@ -155,9 +155,9 @@ def test_masks_say_where_the_things_of_an_example_are() -> None:
 def test_a_thing_behind_others_has_no_mask() -> None:
     masks = np.zeros((4, 8, 8), bool)
     masks[0, :4], masks[1, :2], masks[2, :8] = True, True, False
-    assert np.asarray(streams._seen(masks, 0))[:, 0].tolist() == [False] * 2 + [True] * 2 + [
-        False
-    ] * 4
+    assert (
+        np.asarray(streams._seen(masks, 0))[:, 0].tolist() == [False] * 2 + [True] * 2 + [False] * 4
+    )
     masks[2, :4] = True
     assert streams._seen(masks, 0) is None
 
