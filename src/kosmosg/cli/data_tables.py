@@ -1,6 +1,7 @@
 """What `kosmosg data` counts, as tables of text."""
 
 from collections.abc import Iterator
+from itertools import pairwise
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -69,7 +70,7 @@ def _bars(title: str, histogram: "Histogram") -> Iterator[str]:
     bounds = histogram.bounds
     whole = all(isinstance(bound, int) for bound in bounds)
     names = [f"below {bounds[0]}"]
-    for low, high in zip(bounds, bounds[1:], strict=False):
+    for low, high in pairwise(bounds):
         names.append(f"{low}" if whole and high == low + 1 else f"{low} to below {high}")
     names.append(f"{bounds[-1]} and more")
     filled = [index for index, count in enumerate(histogram.counts) if count]

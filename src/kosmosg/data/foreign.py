@@ -33,8 +33,9 @@ def is_img2dataset(files: Mapping[str, bytes]) -> bool:
     if JSON not in files:
         return TEXT in files
     fields = _fields(files[JSON])
-    ours = fields is None or "kind" in fields or "format_version" in fields
-    return not ours and (TEXT in files or "caption" in fields)
+    if fields is None or "kind" in fields or "format_version" in fields:
+        return False
+    return TEXT in files or "caption" in fields
 
 
 def caption_from_img2dataset(key: str, files: Mapping[str, bytes]) -> Caption:
@@ -44,10 +45,7 @@ def caption_from_img2dataset(key: str, files: Mapping[str, bytes]) -> Caption:
         DataError: If the text is no UTF-8 or too long, or the picture is damaged.
     """
     fields = (_fields(files[JSON]) if JSON in files else None) or {}
-    if TEXT in files:
-        text = _decoded(key, files[TEXT])
-    else:
-        text = fields.get("caption")
+    text = _decoded(key, files[TEXT]) if TEXT in files else fields.get("caption")
     if not isinstance(text, str) or len(text) > MAX_TEXT_LENGTH:
         raise DataError(
             f"record {key}: its caption is {repr(text)[:40]}, expected a text of at most"

@@ -8,7 +8,7 @@ _SPACE = " \t\n\r"
 
 
 def place_of(text: str, path: Sequence[str | int]) -> tuple[int, int]:
-    """Return line and column, from 1, of the value that a path leads to.
+    r"""Return line and column, from 1, of the value that a path leads to.
 
     Of a value that is missing: those of what should hold it.
 
@@ -17,7 +17,7 @@ def place_of(text: str, path: Sequence[str | int]) -> tuple[int, int]:
         path: Names in objects and numbers in lists.
 
     Example:
-        >>> place_of('{"a": [1,\\n 2]}', ["a", 1])
+        >>> place_of('{"a": [1,\n 2]}', ["a", 1])
         (2, 2)
     """
     position = _skip(text, 0)

@@ -122,12 +122,12 @@ def _composed(record: Caption | Example | Edit, seed: int) -> Iterator[str]:
 
 
 def _with_words(record: Record, seed: int, *, dropped: bool) -> Composed:
-    """Return the record composed with or without its words, which `compose`'s first coin decides."""
-    for attempt in count():
-        draws = seed_of(seed, attempt)
-        if (np.random.default_rng(draws).random() < DROP_PROBABILITY) == dropped:
-            break
-    return compose(record, np.random.default_rng(draws))
+    """Return the record composed with or without its words: the first coin of `compose` says so."""
+    draws = (seed_of(seed, attempt) for attempt in count())
+    found = next(
+        one for one in draws if (np.random.default_rng(one).random() < DROP_PROBABILITY) == dropped
+    )
+    return compose(record, np.random.default_rng(found))
 
 
 def _words(prompt: Prompt) -> list[str]:

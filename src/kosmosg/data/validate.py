@@ -236,7 +236,7 @@ def _used(files: Mapping[str, bytes], *, foreign: bool) -> set[str]:
     return {JSON, *_strings(json.loads(files[JSON]))}
 
 
-def _strings(value: Any) -> Iterator[str]:
+def _strings(value: object) -> Iterator[str]:
     """Yield every text of a JSON value."""
     if isinstance(value, str):
         yield value
