@@ -200,7 +200,7 @@ def _text(text: str) -> str:
 def _picture(image: Image.Image) -> str:
     """Return an img of the picture drawn anew: a stranger's bytes go into no page."""
     size = f"{image.width} x {image.height}"
-    image = _rgb(image).copy()
+    image = Image.fromarray(np.asarray(_rgb(image)))  # the pixels, no comments or profiles
     image.thumbnail((SIDE, SIDE))
     buffer = io.BytesIO()
     # Small pictures are drawn large, and JPEG's blocks would be all that one sees.

@@ -21,16 +21,16 @@ FEW = (1, 2, 3, 4, 5, 9, 17)
 class Histogram:
     """Counts of values below the first bound, from each bound to the next, and from the last."""
 
-    bounds: tuple[float, ...]
+    bounds: tuple[int | float, ...]
     counts: list[int] = field(default_factory=list[int])
-    least: float = 0.0
-    most: float = 0.0
-    total: float = 0.0
+    least: int | float = 0
+    most: int | float = 0
+    total: int | float = 0
 
     def __post_init__(self) -> None:
         self.counts = self.counts or [0] * (len(self.bounds) + 1)
 
-    def add(self, value: float) -> None:
+    def add(self, value: int | float) -> None:
         """Count a value."""
         self.least = min(self.least, value) if self.num_values else value
         self.most = max(self.most, value)
@@ -48,7 +48,7 @@ class Histogram:
         return self.total / max(self.num_values, 1)
 
 
-def _of(bounds: tuple[float, ...]) -> Histogram:
+def _of(bounds: tuple[int | float, ...]) -> Histogram:
     return Histogram(bounds=bounds)
 
 

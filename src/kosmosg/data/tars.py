@@ -150,6 +150,8 @@ def _members(path: Path, tar: tarfile.TarFile) -> Iterator[Member]:
                 reason="cut-off shard",
             )
         yield Member(info.name, info.offset_data, info.size)
+        if tar.offset > size:  # cut off in the zeros that fill the member's last block
+            break
     _check_end(path, tar.offset)
 
 
@@ -162,7 +164,7 @@ def _check_end(path: Path, offset: int) -> None:
         file.seek(offset)
         if len(block := file.read(tarfile.BLOCKSIZE)) < tarfile.BLOCKSIZE:
             raise DataError(
-                f"{path} ends at byte {offset + len(block)}, where another member or the mark of"
+                f"{path} ends at byte {path.stat().st_size}, where another member or the mark of"
                 " the end should stand; copy the shard again",
                 reason="cut-off shard",
             )

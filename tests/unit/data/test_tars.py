@@ -132,7 +132,7 @@ def test_a_member_that_claims_to_be_huge_is_not_read(tmp_path):
         list(read_index(path))
 
 
-@pytest.mark.parametrize("cut", [0, 100])
+@pytest.mark.parametrize("cut", [0, 100, -10])
 def test_a_shard_cut_off_between_members_is_not_taken_for_whole(tmp_path, cut):
     path = tmp_path / "s.tar"
     write_shard(path, [(f"{i:03}", {"txt": bytes(2000)}) for i in range(5)])
