@@ -38,7 +38,6 @@ def validate(paths: Paths, limit: Limit = None, as_json: AsJson = False) -> None
     Example:
       kosmosg data validate examples/shards
     """  # noqa: D301 -- click's mark for text to be kept as it is
-    import dataclasses
     import json
     import sys
 
@@ -51,11 +50,11 @@ def validate(paths: Paths, limit: Limit = None, as_json: AsJson = False) -> None
     with _progress(tars) as bar:
         for problem in validate(tars, report, limit=limit, done=bar.update):
             if as_json:
-                problems.append(dataclasses.asdict(problem))
+                problems.append(vars(problem))
             else:
                 bar.write(str(problem), file=sys.stdout)
     if as_json:
-        said = {"ok": not report.reasons, **dataclasses.asdict(report), "problems": problems}
+        said = {"ok": not report.reasons, **vars(report), "problems": problems}
         print(json.dumps(said, indent=2, ensure_ascii=False))
     else:
         print("\n".join(of_report(report)))
@@ -103,7 +102,6 @@ def stats(paths: Paths, limit: Limit = None, as_json: AsJson = False) -> None:
     Example:
       kosmosg data stats examples/shards
     """  # noqa: D301
-    import dataclasses
     import json
 
     from kosmosg.cli.data_tables import of_stats
@@ -114,7 +112,7 @@ def stats(paths: Paths, limit: Limit = None, as_json: AsJson = False) -> None:
     with _progress(tars) as bar:
         counted = collect(tars, limit=limit, done=bar.update)
     if as_json:
-        print(json.dumps(dataclasses.asdict(counted), indent=2))
+        print(json.dumps(vars(counted), indent=2, default=vars))
     else:
         print("\n".join(of_stats(counted)))
 

@@ -93,15 +93,19 @@ def validate(
     cut_short = False
     for number, (tar, key, files) in enumerate(walk(tars, limit=limit, done=done), 1):
         cut_short = number == limit
+        empty[tar] = False
         if isinstance(files, DataError):
-            empty[tar] = False
             report.num_wrong += bool(key)
             report.reasons[files.reason] += 1
             yield _problem(tar, key, {}, _Fault(reason=files.reason, what=str(files), file=""))
             continue
-        empty[tar] = False
-        faults = [*_twice(tar, key, shard_of_key), *_look(tar, key, files, report)]
+        foreign = is_img2dataset(files)
+        report.img2dataset[str(tar)] += foreign
+        record, wrong = _look(key, files, foreign=foreign)
+        faults = [*_twice(tar, key, shard_of_key), *wrong]
         report.num_wrong += bool(faults)
+        if record and not faults:
+            _count(record, files, report, foreign=foreign)
         report.reasons.update(fault.reason for fault in faults)
         yield from (_problem(tar, key, files, fault) for fault in faults)
     report.num_shards = len(tars)
@@ -118,23 +122,23 @@ def _twice(tar: Path, key: str, shard_of_key: dict[str, Path]) -> Iterator[_Faul
     shard_of_key.setdefault(key, tar)
 
 
-def _look(tar: Path, key: str, files: Mapping[str, bytes], report: Report) -> list[_Fault]:
-    """Return what is wrong with a sample, and count it if nothing is."""
-    foreign = is_img2dataset(files)
-    report.img2dataset[str(tar)] += foreign
+def _look(
+    key: str, files: Mapping[str, bytes], *, foreign: bool
+) -> tuple[Record | None, list[_Fault]]:
+    """Return a sample's record, if it has one, and what is wrong with it."""
     try:
         record = record_of(key, files)
     except DataError as error:
-        return list(_unreadable(error, files))
-    faults = list(_odd(record, files, foreign=foreign))
-    if faults:
-        return faults
+        return None, list(_unreadable(error, files))
+    return record, list(_odd(record, files, foreign=foreign))
+
+
+def _count(record: Record, files: Mapping[str, bytes], report: Report, *, foreign: bool) -> None:
     kind = kind_of(record)
     report.num_records[kind] += 1
     report.num_pictures[kind] += len(pictures_of(record))
     report.num_words[kind] += sum(len(text.split()) for text in texts_of(record))
     report.num_files_unused += len(files.keys() - _used(files, foreign=foreign))
-    return faults
 
 
 def _unreadable(error: DataError, files: Mapping[str, bytes]) -> Iterator[_Fault]:

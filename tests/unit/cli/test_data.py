@@ -41,9 +41,9 @@ def test_problems_are_lines_on_stdout_and_end_with_1(run, shards):
     assert (code, err) == (1, "")
     first, *_, last = out.splitlines()
     assert first.startswith(f"{shards}/c.tar: x.json, line 1, column 2: its json is damaged")
-    assert f"{shards}/d.tar: member 'd0.json' at byte" in out
+    assert f"{shards}/d.tar ends at byte 3000, where" in out
     assert f"note: {shards}/c.tar has 1 sample as img2dataset writes them" in out
-    assert last == "4 shards, 7 good records: 2 problems"
+    assert last == "4 shards, 7 good records: 3 problems"
     code, out, _ = run("data", "validate", shards, "--limit", "6")
     assert code == 0
     assert out.endswith("6 good records: nothing wrong\n")
@@ -104,9 +104,9 @@ def test_stats_have_bars_and_json(run, shards):
         ["example", "2"],
     ]
     assert lines[5] == "2 shards; 0 keys came before; 2 masks"
-    start = lines.index("words in a text: 2 to 7, mean 3.5, of 10")
-    assert lines[start + 1].split() == ["1", "to", "below", "5", "8", "#" * 40]
-    assert lines[start + 2].split() == ["5", "to", "below", "10", "2", "#" * 10]
+    start = lines.index("words in a text: 1 to 7, mean 3.111, of 9")
+    assert lines[start + 1].split() == ["1", "to", "below", "5", "7", "#" * 40]
+    assert lines[start + 2].split() == ["5", "to", "below", "10", "2", "#" * 11]
     code, out, _ = run("data", "stats", shards, "--json", "--limit", "5")
     counted = json.loads(out)
     assert counted["num_records"] == {"document": 1, "caption": 2, "example": 1, "edit": 1}
