@@ -108,7 +108,7 @@ def _shown(record: Record, seed: int) -> Iterator[str]:
     if isinstance(record, Example):
         yield from _entities(record)
     if record.provenance:
-        yield _row("provenance", _table(record.provenance))
+        yield _row("provenance", _pairs(record.provenance))
 
 
 def _composed(record: Caption | Example | Edit, seed: int) -> Iterator[str]:
@@ -117,7 +117,9 @@ def _composed(record: Caption | Example | Edit, seed: int) -> Iterator[str]:
     yield _row("prompt", _pieces(whole.prompt))
     if _words(dropped.prompt) != _words(whole.prompt):
         yield _row("words dropped", _pieces(dropped.prompt))
-    told = f'<figcaption class="words">{_text(whole.caption or "")}</figcaption>'
+    # A caption's own words are its prompt already.
+    caption = "" if isinstance(record, Caption) else whole.caption or ""
+    told = f'<figcaption class="words">{_text(caption)}</figcaption>'
     yield _row("target", f"<figure>{_picture(whole.target)}{told}</figure>")
 
 
@@ -184,11 +186,11 @@ def _row(name: str, body: str) -> str:
     return f'<div class="row"><h3>{name}</h3><div class="shown">{body}</div></div>'
 
 
-def _table(values: Mapping[str, str]) -> str:
-    rows = "".join(
-        f"<tr><th>{_text(name)}</th><td>{_text(value)}</td></tr>" for name, value in values.items()
+def _pairs(values: Mapping[str, str]) -> str:
+    return "".join(
+        f'<span class="said"><i>{_text(name)}</i> {_text(value)}</span>'
+        for name, value in values.items()
     )
-    return f"<table>{rows}</table>"
 
 
 def _text(text: str) -> str:

@@ -222,7 +222,7 @@ def _problem(tar: Path, key: str, files: Mapping[str, bytes], fault: _Fault) -> 
     if fault.path is not None:
         line, column = place_of(_text(files), fault.path)
     # Readers name the record, which here stands before.
-    what = re.sub(rf"^(record|document|example|edit) {re.escape(key)}:? ", "", fault.what)
+    what = re.sub(rf"^(record|sample|document|example|edit) {re.escape(key)}:? ", "", fault.what)
     return Problem(
         shard=plain(str(tar)),
         key=plain(key),
