@@ -14,7 +14,7 @@ from kosmosg.errors import DataError, PromptError
 from kosmosg.images import open_image, open_later
 
 FORMAT_VERSION = 1
-Path: TypeAlias = tuple[str | int, ...]
+FieldPath: TypeAlias = tuple[str | int, ...]
 MAX_JSON_BYTES = 1 << 20
 MAX_TEXT_LENGTH = 100_000
 MAX_PARTS = 1_000
@@ -29,7 +29,7 @@ class FieldError(DataError):
         path: Names of fields and places in lists that lead to it.
     """
 
-    def __init__(self, message: str, *, reason: str, path: Path) -> None:
+    def __init__(self, message: str, *, reason: str, path: FieldPath) -> None:
         super().__init__(message, reason=reason)
         self.path = path
 
@@ -189,16 +189,18 @@ class _Fields:
     key: str
     values: Mapping[str, object]
     files: Mapping[str, bytes]
-    path: Path = ()
+    path: FieldPath = ()
 
     def has(self, name: str) -> bool:
         return name in self.values
 
     def wrong(self, name: str, expected: str) -> DataError:
         found = repr(self.values.get(name, "nothing"))[:60]
+        # What is in a provenance is called as strangers like, and a reason is a fixed phrase.
+        known = self.path[0] if self.path == ("provenance",) else name
         return FieldError(
-            f"record {self.key}: field {self.at(name)!r} is {found}, expected {expected}",
-            reason=f"bad field {name}",
+            f"record {self.key}: field {self.at(name)[:80]!r} is {found}, expected {expected}",
+            reason=f"bad field {known}",
             path=(*self.path, name),
         )
 

@@ -73,7 +73,7 @@ def test_good_shards_are_counted_and_nothing_is_said(tmp_path):
         (
             changed(indent=1, provenance={"url": 3}),
             ("k.json", 23, 10),
-            "bad field url",
+            "bad field provenance",
             "field 'provenance.url' is 3",
         ),
         (changed(entities=second(start=1)), ("k.json", 0, 0), "mentions overlap", "'cat' at 1"),
