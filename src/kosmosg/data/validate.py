@@ -90,9 +90,9 @@ def validate(
     """
     shard_of_key: dict[str, Path] = {}
     empty = dict.fromkeys(tars, True)
-    cut_short = False
-    for number, (tar, key, files) in enumerate(walk(tars, limit=limit, done=done), 1):
-        cut_short = number == limit
+    num_samples = 0
+    for tar, key, files in walk(tars, limit=limit, done=done):
+        num_samples += bool(key)
         empty[tar] = False
         if isinstance(files, DataError):
             report.num_wrong += bool(key)
@@ -109,7 +109,8 @@ def validate(
         report.reasons.update(fault.reason for fault in faults)
         yield from (_problem(tar, key, files, fault) for fault in faults)
     report.num_shards = len(tars)
-    for tar in (tar for tar, is_empty in empty.items() if is_empty and not cut_short):
+    looked_at_all = limit is None or num_samples < limit
+    for tar in (tar for tar, is_empty in empty.items() if is_empty and looked_at_all):
         report.reasons["no sample"] += 1
         what = f"{tar} holds no sample: no file such as 000.json; write it again, or leave it out"
         yield _problem(tar, "", {}, _Fault(reason="no sample", what=what, file=""))

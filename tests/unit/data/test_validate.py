@@ -267,6 +267,10 @@ def test_a_limit_counts_samples_over_all_shards(tmp_path):
     ]
     problems, report = look(*tars, limit=4)
     assert (problems, report.num_records) == ([], {"caption": 4})
+    tars[0].write_bytes(tars[0].read_bytes()[:2500])
+    problems, report = look(*tars, limit=3)
+    assert [one.reason for one in problems] == ["cut-off shard"]  # and none for shards not reached
+    assert report.num_records == {"caption": 3}
 
 
 def test_progress_adds_up_to_the_bytes_of_the_tars(tmp_path):
