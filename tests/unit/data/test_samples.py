@@ -143,6 +143,8 @@ def entities(**changes) -> list[dict]:
         (changed(entities=[FIELDS["entities"][0]] * 2), "mentions overlap"),
         (changed(entities=entities(crop="../../etc/passwd")), "missing picture"),
         (changed(image="json"), "unreadable picture"),
+        (changed(provenance=["url"]), "bad field provenance"),
+        (changed(provenance={"x" * 5000: 3}), "bad field provenance"),
         (EXAMPLE | {"png": b""}, "unreadable picture"),
         (EXAMPLE | {"png": EXAMPLE["png"][:40]}, "unreadable picture"),
         ({k: v for k, v in EXAMPLE.items() if k != "0.crop.png"}, "missing picture"),
