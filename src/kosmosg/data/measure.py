@@ -145,7 +145,7 @@ def _save(path: Path, known: Measured) -> None:
 def _load(path: Path) -> Measured | None:
     """Return kept lengths; None if there are none, or the file is damaged: they are made again."""
     try:
-        with np.load(path, allow_pickle=False) as kept:
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as kept:
             lengths = Lengths(counts=kept["counts"], sizes=kept["sizes"], pictures=kept["pictures"])
             errors = tuple(
                 DataError(str(error), reason=str(reason))

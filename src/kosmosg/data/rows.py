@@ -76,9 +76,9 @@ def pack_shards(
     for shard in measure_shards(
         source, tokenizer, num_latents=num_latents, cache_dir=cache_dir, threads=threads
     ):
+        skips.keep(len(shard.lengths.counts) - len(shard.errors))
         for error in shard.errors:
             skips.skip(error)
-        skips.keep(len(shard.lengths.counts) - len(shard.errors))
         packed.append(_pack(shard.lengths, seq_len))
     if not any(shard.num_rows for shard in packed):
         raise ConfigError(

@@ -1,4 +1,6 @@
+# ruff: noqa: RUF001 - the marks of other languages are meant
 import doctest
+import itertools
 from time import process_time
 
 import numpy as np
@@ -17,9 +19,7 @@ from toys.parts import NUM_LATENTS, TOKENIZER
 PICTURE = Image.new("RGB", (4, 4))
 # Pieces of a document: words have 0 or more positions, pictures 66 in rows that hold 100.
 documents = st.lists(
-    st.lists(
-        st.one_of(st.integers(0, 40), st.integers(90, 350), st.just("picture")), max_size=12
-    ),
+    st.lists(st.one_of(st.integers(0, 40), st.integers(90, 350), st.just("picture")), max_size=12),
     max_size=12,
 )
 
@@ -91,14 +91,14 @@ def test_only_what_is_longer_than_a_row_is_cut(several):
 @given(documents)
 def test_a_row_ends_only_where_the_next_thing_does_not_fit(several):
     packed = held(several, pack(lengths(several), seq_len=100))
-    for row, following in zip(packed[:-1], packed[1:], strict=True):
+    for row, following in itertools.pairwise(packed):
         record, piece, start, stop = following[0]
         words = [size for size in several[record][piece + 1 :] if size != 0]
         needed = stop - start
         if several[record][piece] == "picture" and words and words[0] != "picture":
             needed += words[0] if 66 + words[0] <= 99 else 0  # a picture and its sentence
         opens = record != row[-1][0]
-        cut = start or several[record][piece] != "picture" and several[record][piece] > 99
+        cut = start or (several[record][piece] != "picture" and several[record][piece] > 99)
         assert positions(row) + opens + (1 if cut else needed) > 100
 
 
@@ -197,7 +197,9 @@ def test_where_sentences_end(text, expected):
     assert sentences(text) == expected
 
 
-@pytest.mark.parametrize("text", ["." * 100_000 + "x", ".\"'" * 33_000, "\n " * 50_000, "。" * 99_999])
+@pytest.mark.parametrize(
+    "text", ["." * 100_000 + "x", ".\"'" * 33_000, "\n " * 50_000, "。" * 99_999]
+)
 def test_text_made_to_be_slow_is_not(text):
     began = process_time()
     assert "".join(sentences(text)) == text
@@ -222,7 +224,11 @@ def test_the_released_tokenizer_cuts_sentences_as_it_cuts_text(shared_dir, repos
 def test_pieces_of_records():
     document = Document(key="d", parts=("One. Two.", PICTURE, "Three."))
     assert pieces(document) == ["One. ", "Two.", PICTURE, "Three."]
-    assert pieces(Caption(key="c", text="A cat. Red.", image=PICTURE)) == [PICTURE, "A cat. ", "Red."]
+    assert pieces(Caption(key="c", text="A cat. Red.", image=PICTURE)) == [
+        PICTURE,
+        "A cat. ",
+        "Red.",
+    ]
     assert pieces(Caption(key="c", text="A cat.")) == ["A cat."]
     edit = Edit(key="e", caption="", before=(PICTURE,), instruction="red", after=PICTURE)
     with pytest.raises(DataError, match="edit e belongs to stage 3"):
