@@ -150,7 +150,7 @@ def encode(
 
 def length(prompt: Prompt, tokenizer: Tokenizer, *, num_latents: int) -> int:
     """Return how many positions `encode` would give a prompt, without looking at its pictures."""
-    snippets = (len(tokenizer.encode(part)) for part in prompt if isinstance(part, str))
+    snippets = (len(tokenizer.pieces(part)) for part in prompt if isinstance(part, str))
     num_pictures = sum(not isinstance(part, str) for part in prompt)
     return 1 + sum(snippets) + num_pictures * (num_latents + 2)
 
@@ -204,10 +204,10 @@ def encode_row(
         ValueError: If there are no segments.
 
     Source:
-        Paper appendix A, after Kosmos-1 ("full-sentence format"). Deviation: the authors' loader
-        opens only the row with `<s>`, and between documents the model reads `</s>`; here `<s>`, so
-        that a document reads the same in a row and alone. Theirs drops what a sentence has beyond
-        a row.
+        Paper appendix A, after Kosmos-1 ("full-sentence format"). Deviation: the authors' loader of
+        text (published with Kosmos-2) opens only the row with `<s>`, and between documents the
+        model reads `</s>`; here `<s>`, so that a document reads the same in a row and alone. Theirs
+        drops what a sentence has beyond a row.
     """
     if not segments:
         raise ValueError("no segments in a row; a row holds something of at least one document")

@@ -13,9 +13,10 @@ from typing import Protocol, runtime_checkable
 import numpy as np
 from tqdm import tqdm
 
-from kosmosg.data.packing import Lengths, lengths_of, pieces
+from kosmosg.data.packing import Lengths, pieces
 from kosmosg.data.records import Record
 from kosmosg.errors import DataError
+from kosmosg.sequence import length
 from kosmosg.tokenizer import Tokenizer
 
 CACHE_VERSION = 1  # of the files, and of how text is cut into sentences
@@ -100,25 +101,32 @@ def measure_shards(
 
 def measure(records: Shard, tokenizer: Tokenizer, *, num_latents: int) -> Measured:
     """Return the lengths of a shard's records; a damaged or an empty one has no pieces."""
-    every = [lengths_of([], tokenizer, num_latents=num_latents)]
+    counts: list[int] = []
+    sizes: list[int] = []
+    pictures: list[bool] = []
     errors: list[DataError] = []
     for index in range(len(records)):
         try:
             record = records[index]
-            lengths = lengths_of([pieces(record)], tokenizer, num_latents=num_latents)
-            if not lengths.sizes.any():
+            parts = pieces(record)
+            found = [length([part], tokenizer, num_latents=num_latents) - 1 for part in parts]
+            if not any(found):
                 raise DataError(
-                    f"record {record.key} has neither words nor pictures", reason="empty record"
+                    f"record {record.key} has neither words nor pictures",
+                    reason="empty record",
                 )
         except DataError as error:
             errors.append(error)
-            lengths = lengths_of([[]], tokenizer, num_latents=num_latents)
-        every.append(lengths)
+            counts.append(0)
+            continue
+        counts.append(len(parts))
+        sizes += found
+        pictures += [not isinstance(part, str) for part in parts]
     return Measured(
         lengths=Lengths(
-            counts=np.concatenate([one.counts for one in every]),
-            sizes=np.concatenate([one.sizes for one in every]),
-            pictures=np.concatenate([one.pictures for one in every]),
+            counts=np.array(counts, np.int32),
+            sizes=np.array(sizes, np.int32),
+            pictures=np.array(pictures, np.bool_),
         ),
         errors=tuple(errors),
     )

@@ -15,10 +15,8 @@ from PIL import Image
 
 from kosmosg.data.records import Caption, Document, Record
 from kosmosg.errors import ConfigError, DataError
-from kosmosg.tokenizer import Tokenizer
 
 SEQ_LEN = 2048
-MARKS = 2  # `<image>` and `</image>` around a picture's slots
 
 Piece: TypeAlias = str | Image.Image
 
@@ -95,22 +93,6 @@ class Lengths:
     counts: Int[np.ndarray, " records"]
     sizes: Int[np.ndarray, " pieces"]
     pictures: Bool[np.ndarray, " pieces"]
-
-
-def lengths_of(
-    records: Sequence[Sequence[Piece]], tokenizer: Tokenizer, *, num_latents: int
-) -> Lengths:
-    """Return the lengths of records that are cut into pieces."""
-    every = [piece for record in records for piece in record]
-    sizes = [
-        len(tokenizer.encode(piece)) if isinstance(piece, str) else num_latents + MARKS
-        for piece in every
-    ]
-    return Lengths(
-        counts=np.array([len(record) for record in records], np.int32),
-        sizes=np.array(sizes, np.int32),
-        pictures=np.array([not isinstance(piece, str) for piece in every], np.bool_),
-    )
 
 
 def pack(lengths: Lengths, *, seq_len: int = SEQ_LEN) -> Int[np.ndarray, "bounds 3"]:

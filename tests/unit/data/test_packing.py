@@ -10,11 +10,11 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from kosmosg.data import packing, rows
-from kosmosg.data.packing import Lengths, lengths_of, pack, pieces, sentences
+from kosmosg.data.packing import Lengths, pack, pieces, sentences
 from kosmosg.data.records import Caption, Document, Edit
 from kosmosg.errors import ConfigError, DataError
 from kosmosg.tokenizer import Tokenizer
-from toys.parts import NUM_LATENTS, TOKENIZER
+from toys.parts import TOKENIZER
 
 PICTURE = Image.new("RGB", (4, 4))
 # Pieces of a document: words have 0 or more positions, pictures 66 in rows that hold 100.
@@ -233,13 +233,6 @@ def test_pieces_of_records():
     edit = Edit(key="e", caption="", before=(PICTURE,), instruction="red", after=PICTURE)
     with pytest.raises(DataError, match="edit e belongs to stage 3"):
         pieces(edit)
-
-
-def test_lengths_are_those_of_the_sequence():
-    found = lengths_of([["a red cat", PICTURE], [], [" "]], TOKENIZER, num_latents=NUM_LATENTS)
-    assert found.counts.tolist() == [2, 0, 1]
-    assert found.sizes.tolist() == [len(TOKENIZER.encode("a red cat")), NUM_LATENTS + 2, 0]
-    assert found.pictures.tolist() == [False, True, False]
 
 
 @pytest.mark.parametrize("module", [packing, rows])
