@@ -7,7 +7,8 @@ project's own English sentences, in numbers drawn from a log-normal distribution
 in the mean), captioned pictures, and pages with one to six pictures. Three ways to make batches of
 them: one document in each row of 2048 positions; eight documents padded to the longest of them;
 packed rows. Speed is of this process's own time on one core: cutting into sentences, tokenising and
-packing, beside tokenising the same texts alone. Prints a table and writes outputs/bench-packing.json.
+packing, beside tokenising the same texts alone. Prints a table and writes
+outputs/bench-packing.json.
 """
 
 import argparse

@@ -193,11 +193,12 @@ def encode_document(
 def encode_row(
     segments: Sequence[Segment], tokenizer: Tokenizer, *, num_latents: int, image_size: int
 ) -> Encoded:
-    """Return a packed row of stage 1: its documents one after another, each as `encode_document`.
+    """Return a packed row of stage 1: its documents in turn, each as `encode_document` has it.
 
     So each opens with `<s>`, also where it goes on from the row before, and its `</s>` is
     predicted and never read. Where it goes on in the next row its last position predicts nothing,
-    as the `<s>` there does: over all rows every word and every `</s>` is predicted once.
+    for the `<s>` there is asked instead: over all rows every word and every `</s>` is predicted
+    once.
 
     Raises:
         PromptError: As `encode`.
