@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import torch
 from PIL import Image
@@ -36,7 +36,7 @@ def blip2(
     processor: Blip2Processor = Blip2Processor.from_pretrained(
         directory, local_files_only=True, backend="pil"
     )
-    model: Blip2ForConditionalGeneration = Blip2ForConditionalGeneration.from_pretrained(
+    model: Any = Blip2ForConditionalGeneration.from_pretrained(
         directory, local_files_only=True, dtype=dtype, use_safetensors=True
     )
     config = model.config
@@ -45,7 +45,7 @@ def blip2(
             f"{directory}: config.json has no image_token_index, or its language model reads before"
             " it writes; fetch a BLIP-2 with OPT as it is on the hub today"
         )
-    model.eval().requires_grad_(False).to(device)  # pyright: ignore[reportArgumentType]
+    model.eval().requires_grad_(False).to(device)
     start = [config.image_token_index] * config.num_query_tokens + [config.text_config.bos_token_id]
 
     def caption(images: Sequence[Image.Image]) -> list[str]:
@@ -81,8 +81,8 @@ def mllm_captioner(
     """
     release.read_generation_config(directory)
     tokenizer = Tokenizer.from_pretrained(directory / "tokenizer")
-    mllm = load_speaker(directory).eval().requires_grad_(False)
-    mllm.to(device or "cpu")
+    mllm: Any = load_speaker(directory)
+    mllm.eval().requires_grad_(False).to(device or "cpu")
     num_latents, image_size = mllm.config["num_latents"], mllm.config["image_size"]
 
     def caption(images: Sequence[Image.Image]) -> list[str]:
@@ -103,11 +103,13 @@ def load_speaker(directory: Path) -> MLLM:
     Raises:
         CheckpointError: If it is missing or damaged.
     """
-    home = directory / "stage2"
-    if not (home / "mllm").is_dir():
-        home = directory
-    release.check_part(home, "mllm")
-    mllm = MLLM.from_pretrained(home / "mllm", local_files_only=True).float()
-    release.check_weights(home, {"mllm": mllm.state_dict()})
+    part = speaker_part(directory)
+    release.check_part(directory, part)
+    mllm = MLLM.from_pretrained(directory / part, local_files_only=True).float()
+    release.check_weights(directory, {part: mllm.state_dict()})
     return mllm
 
+
+def speaker_part(directory: Path) -> str:
+    """Return which part of a model's directory `load_speaker` reads."""
+    return "stage2/mllm" if (directory / "stage2" / "mllm").is_dir() else "mllm"

@@ -1,4 +1,4 @@
-"""What a construction run is made of: models in local directories, and the sizes of what comes out."""
+"""What a construction run is made of: models in local directories, sizes of what comes out."""
 
 import urllib.parse
 from dataclasses import dataclass
@@ -190,9 +190,7 @@ def as_released() -> ConstructConfig:
         NUMERICS section 9.
     """
     return ConstructConfig(
-        captioner=Blip2Config(
-            directory="models/blip2-opt-2.7b", hub="Salesforce/blip2-opt-2.7b"
-        ),
+        captioner=Blip2Config(directory="models/blip2-opt-2.7b", hub="Salesforce/blip2-opt-2.7b"),
         entities=LlmConfig(directory="models/mpt-7b-instruct", decoding="released"),
         segmenter=ClipSegConfig(directory="models/clipseg-rd64-refined"),
     )

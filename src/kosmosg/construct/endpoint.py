@@ -33,8 +33,8 @@ class _Garbled(Exception):
 class _NoRedirect(urllib.request.HTTPRedirectHandler):
     """The key goes to the server that was named and to no other."""
 
-    def redirect_request(self, *_: object) -> None:
-        return None
+    def redirect_request(self, *args: Any, **kwargs: Any) -> None:  # noqa: ANN401 -- as it was
+        del args, kwargs
 
 
 _OPENER = urllib.request.build_opener(_NoRedirect)
@@ -63,19 +63,20 @@ def endpoint_finder(endpoint: EndpointConfig) -> EntityFinder:
 
 
 def _ask(endpoint: EndpointConfig, key: str, caption: str) -> list[str] | DataError:
-    """Return a caption's tags; ask again while that may help."""
+    """Return a caption's tags; ask again while that may help, a second time after nonsense."""
     wait, garbled = endpoint.first_wait_s, 0
-    for tries in range(1, endpoint.retries + 2):
+    for left in reversed(range(endpoint.retries + 1)):
         try:
             return parse_tags(_tags(_post(endpoint, key, caption)), caption)
         except _Garbled as error:
             garbled += 1
-            if garbled > 1 or tries > endpoint.retries:
+            if garbled > 1 or not left:
                 return DataError(
                     f"{endpoint.model} at {endpoint.url} names no entities of {caption[:60]!r}:"
                     f" {error}",
                     reason="answer not understood",
                 )
+            continue
         except urllib.error.HTTPError as error:
             error.close()
             if error.code not in _TRY_AGAIN:
@@ -83,12 +84,10 @@ def _ask(endpoint: EndpointConfig, key: str, caption: str) -> list[str] | DataEr
             problem = f"HTTP {error.code}"
         except (OSError, http.client.HTTPException) as error:  # URLError and timeouts are OSErrors
             problem = " ".join(str(getattr(error, "reason", error)).split()) or repr(error)
-        else:
-            continue
-        if tries > endpoint.retries:
+        if not left:
             raise ConfigError(
-                f"{endpoint.url} does not answer after {tries} tries: {problem}; start it, or"
-                " correct entities.url"
+                f"{endpoint.url} does not answer after {endpoint.retries + 1} tries: {problem};"
+                " start it, or correct entities.url"
             )
         time.sleep(wait)
         wait = min(2 * wait, MAX_WAIT_S)
@@ -112,7 +111,7 @@ def _post(endpoint: EndpointConfig, key: str, caption: str) -> bytes:
     headers = {"Content-Type": "application/json"} | (
         {"Authorization": f"Bearer {key}"} if key else {}
     )
-    request = urllib.request.Request(  # noqa: S310 -- the scheme was looked at
+    request = urllib.request.Request(
         f"{endpoint.url.rstrip('/')}/chat/completions",
         data=json.dumps(question).encode(),
         headers=headers,
@@ -161,4 +160,3 @@ def _refused(endpoint: EndpointConfig, code: int) -> str:
         f"{endpoint.url} refuses the question (HTTP {code}); correct entities.url (it ends in /v1)"
         f" or entities.model ({endpoint.model})"
     )
-

@@ -15,25 +15,31 @@ INSTRUCTION = (
     " only: no places, no background. Use the caption's own nouns, without adjectives."
 )
 # A tag is words with single spaces between them; nothing else may go into a pattern unescaped.
-TAG = re.compile(r"[^\W_]+(?:['’-][^\W_]+)*(?: [^\W_]+(?:['’-][^\W_]+)*)*")
+TAG = re.compile(r"[^\W_]+(?:['\u2019-][^\W_]+)*(?: [^\W_]+(?:['\u2019-][^\W_]+)*)*")
 
 # Words that end a phrase. Of those that end in -ing only these are things.
 _STOPS = frozenset(
-    "a an the this that these those some any each every several many few two three four five six"
-    " seven eight nine ten another other his her its their my your our and or but nor so as than"
-    " of in on at by to from with without into onto over under above below behind beside besides"
-    " between among near next front back top bottom side left right middle centre center inside"
-    " outside through across along around against up down off out for about before after while"
-    " during like is are was were be been being has have had do does did can could will would may"
-    " might who which what where when there here it he she they them him you we i not no very"
-    " wears wear holds hold sits sit stands stand lies lie looks look rides ride plays play runs"
-    " run walks walk shows show seen made filled covered surrounded topped parked seated dressed"
-    " photo picture image drawing painting photograph illustration view close closeup group"
-    " couple pair bunch piece lot number variety part".split()
+    re.findall(
+        r"\w+",
+        "a an the this that these those some any each every several many few two three four five six"
+        " seven eight nine ten another other his her its their my your our and or but nor so as than"
+        " of in on at by to from with without into onto over under above below behind beside besides"
+        " between among near next front back top bottom side left right middle centre center inside"
+        " outside through across along around against up down off out for about before after while"
+        " during like is are was were be been being has have had do does did can could will would may"
+        " might who which what where when there here it he she they them him you we i not no very"
+        " wears wear holds hold sits sit stands stand lies lie looks look rides ride plays play runs"
+        " run walks walk shows show seen made filled covered surrounded topped parked seated dressed"
+        " photo picture image drawing painting photograph illustration view close closeup group"
+        " couple pair bunch piece lot number variety part",
+    )
 )
 _THINGS_IN_ING = frozenset(
-    "building buildings ceiling ceilings clothing king kings painting paintings ring rings string"
-    " strings swing swings thing things wing wings railing railings earring earrings".split()
+    re.findall(
+        r"\w+",
+        "building buildings ceiling ceilings clothing king kings painting paintings ring rings string"
+        " strings swing swings thing things wing wings railing railings earring earrings",
+    )
 )
 
 
@@ -62,7 +68,7 @@ def rule_finder() -> EntityFinder:
     """Return a finder without a model: runs of words between words that are no things.
 
     For tests, and for captions as plain as "a red fox with a hat on the beach", of which it finds
-    red fox, hat and beach. It knows English only and takes a verb that it does not know for a thing.
+    red fox, hat and beach. It knows English only, and takes verbs that it does not know for things.
     """
     return lambda captions: [parse_tags(_phrases(caption), caption) for caption in captions]
 
@@ -70,7 +76,7 @@ def rule_finder() -> EntityFinder:
 def _phrases(caption: str) -> list[str]:
     phrases: list[str] = []
     words: list[str] = []
-    for part in re.findall(r"[^\W_]+(?:['’-][^\W_]+)*|[^\w\s]", caption):
+    for part in re.findall(r"[^\W_]+(?:['\u2019-][^\W_]+)*|[^\w\s]", caption):
         low = part.lower()
         is_verb = low.endswith("ing") and low not in _THINGS_IN_ING
         if low in _STOPS or is_verb or not part[0].isalnum():

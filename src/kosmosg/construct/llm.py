@@ -4,7 +4,7 @@ import functools
 import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Literal, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
@@ -51,10 +51,12 @@ def llm_finder(
     """
     tokenizer = AutoTokenizer.from_pretrained(directory, local_files_only=True)
     if tokenizer.eos_token_id is None:
-        raise CheckpointError(f"{directory}: its tokenizer has no eos_token; name one in its config")
+        raise CheckpointError(
+            f"{directory}: its tokenizer has no eos_token; name one in its config"
+        )
     tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
     tokenizer.padding_side = "left"
-    model = AutoModelForCausalLM.from_pretrained(
+    model: Any = AutoModelForCausalLM.from_pretrained(
         directory, local_files_only=True, dtype=dtype, use_safetensors=True
     )
     model.eval().requires_grad_(False).to(device)

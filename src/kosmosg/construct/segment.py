@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
@@ -37,10 +37,10 @@ def clipseg(directory: Path, *, device: torch.device, dtype: torch.dtype) -> Seg
     """
     from transformers import CLIPSegForImageSegmentation
 
-    model: CLIPSegForImageSegmentation = CLIPSegForImageSegmentation.from_pretrained(
+    model: Any = CLIPSegForImageSegmentation.from_pretrained(
         directory, local_files_only=True, dtype=dtype, use_safetensors=True
     )
-    model.eval().requires_grad_(False).to(device)  # pyright: ignore[reportArgumentType]
+    model.eval().requires_grad_(False).to(device)
     if (directory.parent / "tokenizer" / DICTIONARY_FILE).is_file():
         prepare = _prepare_ours(directory, model.config.vision_config.image_size)
     else:
@@ -186,7 +186,7 @@ def _shifted(mask: np.ndarray, by: int, axis: int) -> np.ndarray:
 
 
 def largest_part(mask: Bool[np.ndarray, "height width"]) -> Bool[np.ndarray, "height width"]:
-    """Return the largest of the mask's parts that hang together by their sides; the first of equals.
+    """Return the largest of the mask's parts that hang together by sides; the first of equals.
 
     Deviation: the release counts what lies in a part's bounding box, other parts included.
     """
