@@ -39,7 +39,10 @@ app = typer.Typer(
     rich_markup_mode=None,  # plain text is what docs/cli.md shows and what a pipe wants
     pretty_exceptions_enable=False,
 )
-for _noun in (generate, replay, encode, caption, convert, tools, verify, construct, train, evaluate):
+for _noun in (
+    *(generate, replay, encode, caption, convert, tools, verify),
+    *(construct, train, evaluate),
+):
     app.add_typer(_noun.app)
 
 

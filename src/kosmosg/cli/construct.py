@@ -48,9 +48,7 @@ Recipe = Annotated[
 PrintConfig = Annotated[
     bool, typer.Option("--print-config", help="Print the configuration as YAML; make nothing.")
 ]
-Limit = Annotated[
-    int | None, typer.Option(min=1, help="Only the first so many shards, to try.")
-]
+Limit = Annotated[int | None, typer.Option(min=1, help="Only the first so many shards, to try.")]
 
 
 @app.callback()

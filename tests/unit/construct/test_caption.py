@@ -3,13 +3,13 @@ from pathlib import Path
 import pytest
 import torch
 from PIL import Image
-from toys.construct import save_blip2
-from toys.nano import save_toy_nano
 
 from kosmosg import release, sequence
 from kosmosg.construct.caption import blip2, load_speaker, mllm_captioner
 from kosmosg.errors import CheckpointError
 from kosmosg.tokenizer import Tokenizer
+from toys.construct import save_blip2
+from toys.nano import save_toy_nano
 
 CPU = torch.device("cpu")
 
@@ -20,8 +20,11 @@ def blip2_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def picture(colour: str, size: tuple[int, int] = (20, 30)) -> Image.Image:
-    return Image.radial_gradient("L").resize(size).convert("RGB").point(
-        lambda value: value if colour == "red" else 255 - value
+    return (
+        Image.radial_gradient("L")
+        .resize(size)
+        .convert("RGB")
+        .point(lambda value: value if colour == "red" else 255 - value)
     )
 
 

@@ -93,7 +93,7 @@ def test_good_answers_are_parsed_strictly_and_come_in_order(server: Server) -> N
 
 
 def test_a_busy_server_is_asked_again(server: Server) -> None:
-    server.answer = lambda handler, caption, asked: send(
+    server.answer = lambda handler, _, asked: send(
         handler, entities("dog"), 200 if asked == 3 else (503, 429)[asked - 1]
     )
     assert endpoint_finder(config(server))(["a dog"]) == [["dog"]]
@@ -108,7 +108,9 @@ def test_a_server_that_fails_on_ends_the_call_and_names_no_key(server: Server) -
     assert len(server.questions) == 3
 
 
-@pytest.mark.parametrize(("status", "says"), [(401, "TEST_KEY"), (404, "entities.url"), (400, "toy")])
+@pytest.mark.parametrize(
+    ("status", "says"), [(401, "TEST_KEY"), (404, "entities.url"), (400, "toy")]
+)
 def test_a_refusal_is_not_asked_again(server: Server, status: int, says: str) -> None:
     server.answer = lambda handler, *_: send(handler, "", status)
     with pytest.raises(ConfigError, match=says):
@@ -165,7 +167,7 @@ def test_nonsense_is_asked_once_more_and_then_the_caption_is_left_out(
 
 
 def test_nonsense_once_does_no_harm(server: Server) -> None:
-    server.answer = lambda handler, caption, asked: send(
+    server.answer = lambda handler, _, asked: send(
         handler, "???" if asked == 1 else entities("dog")
     )
     assert endpoint_finder(config(server))(["a dog"]) == [["dog"]]
@@ -224,7 +226,7 @@ def test_a_slow_server_is_given_up(server: Server, dripping: bool) -> None:
 def test_no_server_at_all() -> None:
     made = Server()
     made.stop()
-    with pytest.raises(ConfigError, match="entities.url"):
+    with pytest.raises(ConfigError, match=r"entities\.url"):
         endpoint_finder(config(made, retries=0))(["a dog"])
 
 

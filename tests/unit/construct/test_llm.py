@@ -3,11 +3,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from toys.construct import hub_tokenizer, save_llm
 
 from kosmosg.construct.entities import INSTRUCTION
 from kosmosg.construct.llm import Grammar, llm_finder, prompt_of, texts_of
 from kosmosg.errors import CheckpointError
+from toys.construct import hub_tokenizer, save_llm
 
 CPU = torch.device("cpu")
 CAPTIONS = ["a dog with a hat, on grass", "one cat", "a dog near the dog house", "!?"]
@@ -39,9 +39,11 @@ def spelled(grammar: Grammar, text: str) -> bool:
         said = grammar.text(ids)
         if said == text:
             return tokenizer.eos_token_id in grammar.allowed(ids)
-        for one in grammar.allowed(ids):
-            if one in pieces.texts and text.startswith(said + pieces.texts[one]):
-                reached.append([*ids, one])
+        reached += [
+            [*ids, one]
+            for one in grammar.allowed(ids)
+            if one in pieces.texts and text.startswith(said + pieces.texts[one])
+        ]
     return False
 
 

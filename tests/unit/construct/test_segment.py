@@ -7,7 +7,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 from PIL import Image
-from toys.construct import SIDE, save_clipseg, save_own_clipseg
 
 from kosmosg.construct.segment import (
     clipseg,
@@ -19,6 +18,7 @@ from kosmosg.construct.segment import (
 )
 from kosmosg.errors import CheckpointError
 from kosmosg.tokenizer import Tokenizer
+from toys.construct import SIDE, save_clipseg, save_own_clipseg
 
 CPU = torch.device("cpu")
 
