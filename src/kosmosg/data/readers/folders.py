@@ -12,7 +12,7 @@ from kosmosg.data.samples import MAX_JSON_BYTES
 from kosmosg.data.skips import Skips
 from kosmosg.errors import DataError
 
-TARGETS = ("target", "targets", "folder_path", "image_directory", "images")
+TARGETS = ("target", "targets", "folder_path", "image_directory")
 CAPTIONS = ("captions", "caption")
 
 _CONTROL = re.compile(r"controls?(?:_(?:path|directory|images?|img))?_?(\d*)")
@@ -55,6 +55,12 @@ def read_folders(path: Path, *, skips: Skips) -> Iterator[Edit | Caption]:
     stems = {stem for stems in layout.controls.values() for stem in stems}
     for stem in sorted(stems | layout.targets.keys() | layout.texts.keys()):
         yield from tried(skips, _record, layout, stem)
+
+
+def is_folders(path: Path) -> bool:
+    """Return whether a directory has a folder of targets or one of controls."""
+    names = [folder.name.lower() for folder in path.iterdir() if folder.is_dir()]
+    return any(name in TARGETS or _CONTROL.fullmatch(name) for name in names)
 
 
 def _layout(path: Path) -> _Layout | None:
@@ -171,10 +177,10 @@ def _captioned(path: Path, skips: Skips) -> Iterator[Caption]:
             reason="unclear folders",
         )
     for stem in sorted(images.keys() | texts.keys()):
-        yield from tried(skips, _caption, path, stem, images.get(stem), texts.get(stem))
+        yield from tried(skips, _caption, stem, images.get(stem), texts.get(stem))
 
 
-def _caption(path: Path, stem: str, image: Path | None, text: Path | None) -> Caption:
+def _caption(stem: str, image: Path | None, text: Path | None) -> Caption:
     if text is None:
         raise DataError(f"{image} has no {stem}.txt beside it; write one", reason="no caption")
     shown = None if image is None else picture(image, str(image))

@@ -37,9 +37,10 @@ JSON_LINES = (".jsonl", ".jsonl.gz", ".jsonl.zip")
 def read_mmc4(path: Path, *, skips: Skips) -> Iterator[Document]:
     """Yield the documents of MMC4's JSON lines, as they are, in .gz or in .zip.
 
-    Sentences that follow each other are one text, with a blank between them. A picture stands before the sentence that it was matched to, several in the order of
-    `image_info`. They are looked for below the directory by `image_name` and `raw_url`, in files
-    and in tars; some copies hold them themselves, as `image_base64`.
+    Sentences that follow each other are one text, with a blank between them. A picture stands
+    before the sentence that it was matched to, several in the order of `image_info`. They are
+    looked for below the directory by `image_name` and `raw_url`, in files and in tars; some copies
+    hold them themselves, as `image_base64`.
 
     Raises:
         DataError: If there is no file, or too many lines were skipped.
@@ -139,7 +140,8 @@ def _joined(parts: Sequence[str | Image.Image], glue: str) -> tuple[str | Image.
     """Return the parts, with texts that follow each other made one."""
     joined: list[str | Image.Image] = []
     for is_text, group in groupby(parts, key=lambda part: isinstance(part, str)):
-        joined += [glue.join(map(str, group))] if is_text else group
+        several = list(group)
+        joined += [glue.join(map(str, several))] if is_text else several
     return tuple(joined)
 
 

@@ -8,6 +8,7 @@ as the datasets library writes them. Other short columns become the records' pro
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
+from kosmosg.data.readers.files import decode as decoded
 from kosmosg.data.readers.files import (
     files_in,
     is_object,
@@ -19,7 +20,6 @@ from kosmosg.data.readers.files import (
     tried,
     words,
 )
-from kosmosg.data.readers.files import decode as decoded
 from kosmosg.data.readers.img2dataset import CAPTIONS, NO_PROVENANCE, caption_of, samples_of
 from kosmosg.data.readers.names import key_of, stems
 from kosmosg.data.readers.tables import Lookup, columns_of, read_rows

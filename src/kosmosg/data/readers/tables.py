@@ -83,7 +83,9 @@ class Lookup:
             try:
                 found = self._group(number, group).slice(row, 1).to_pylist()[0]
             except (ValueError, OverflowError) as error:
-                raise DataError(f"{path}: {error}; write it again as UTF-8", reason="bad row") from None
+                raise DataError(
+                    f"{path}: {error}; write it again as UTF-8", reason="bad row"
+                ) from None
             if str(found[column]) == value:
                 return found
             start += 1

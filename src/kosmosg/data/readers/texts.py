@@ -73,7 +73,7 @@ def _pieces(
     lines: list[bytes] = []
     size = number = 0
     for number, line in read_lines(path, skips):
-        if line.strip() and size <= MAX_JSON_BYTES:
+        if line.strip() and size <= MAX_JSON_BYTES:  # what is beyond is refused as a whole
             lines.append(line)
             size += len(line)
         if lines and (documents == "line" or not line.strip()):

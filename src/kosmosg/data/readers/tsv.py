@@ -115,6 +115,15 @@ def read_tsv_openimages(path: Path, *, skips: Skips) -> Iterator[Example]:
         yield from tried(skips, _example, row)
 
 
+def sources_of(path: Path) -> Iterator[Path]:
+    """Yield the files of rows that a file, directory or `train.json` stands for.
+
+    Raises:
+        DataError: If there is none, or the list is damaged.
+    """
+    yield from (file for file, _, _ in _sources(path, Skips()))
+
+
 def keeps_size(width: str, height: str, stage: Literal[2, 3]) -> bool:
     """Return whether the release trains a stage on a LAION row of this size, as it is written.
 
