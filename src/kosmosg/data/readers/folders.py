@@ -149,8 +149,8 @@ def _record(layout: _Layout, stem: str) -> Edit | Caption:
     missing = [folder.name for folder, found in shown.items() if not found]
     if missing:
         raise DataError(
-            f"{layout.targets[stem]} has no control: {' and '.join(f'{m}/' for m in missing)} holds"
-            f" no {stem}; add it, or remove the target",
+            f"{layout.targets[stem]} has no control: there is no {stem} in"
+            f" {' and '.join(f'{name}/' for name in missing)}; add it, or remove the target",
             reason="missing control",
         )
     if stem not in layout.texts:

@@ -114,7 +114,7 @@ def _of_file(path: Path) -> str | None:
 
 
 def _of_tar(path: Path) -> str | None:
-    for _, files in samples_of(path, Skips(limit=0, least=1)):
+    for _, files in samples_of(path, Skips(limit=0.0, least=1)):
         known = parse_any(files["json"], str(path)) if "json" in files else {}
         if is_object(known) and {"kind", "format_version"} <= known.keys():
             raise ConfigError(f"{path} is one of our own shards; there is nothing to convert")
@@ -123,7 +123,7 @@ def _of_tar(path: Path) -> str | None:
 
 
 def _of_objects(path: Path) -> str | None:
-    for number, line in read_lines(path, Skips(limit=0, least=1)):
+    for number, line in read_lines(path, Skips(limit=0.0, least=1)):
         if line.strip():
             names = parse(line, f"{path} line {number}").keys()
             for name, fields in (

@@ -101,10 +101,10 @@ def test_what_is_missing_is_named_exactly(tmp_path):
             " made, and none of them is aimless; add it, or remove the control"
         ],
         "missing control": [
-            f"{tmp_path}/target/alone.png has no control: control_1/ and control_2/ holds no alone;"
-            " add it, or remove the target",
-            f"{tmp_path}/target/half.png has no control: control_2/ holds no half; add it, or"
-            " remove the target",
+            f"{tmp_path}/target/alone.png has no control: there is no alone in control_1/ and"
+            " control_2/; add it, or remove the target",
+            f"{tmp_path}/target/half.png has no control: there is no half in control_2/; add it,"
+            " or remove the target",
         ],
         "no caption": [
             f"{tmp_path}/target/empty.txt is empty; write what to do",

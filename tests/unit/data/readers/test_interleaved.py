@@ -51,9 +51,7 @@ def test_mmc4_pictures_stand_before_their_sentences(tmp_path):
     (record,), skips = read(read_mmc4, tmp_path)
     expected = (A, "One. Two. Three.", C, B, "Four.")
     assert plain(record) == plain(
-        Document(
-            key="docs_shard_0_v2/1", parts=expected, provenance={"url": "http://page.example"}
-        )
+        Document(key="docs_shard_0_v2/1", parts=expected, provenance={"url": "http://page.example"})
     )
     assert (skips.num_skipped, skips.dropped) == (0, {})
 
