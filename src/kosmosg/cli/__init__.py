@@ -20,6 +20,7 @@ from kosmosg.cli import (
     caption,
     construct,
     convert,
+    data,
     encode,
     evaluate,
     generate,
@@ -41,7 +42,7 @@ app = typer.Typer(
 )
 for _noun in (
     *(generate, replay, encode, caption, convert, tools, verify),
-    *(construct, train, evaluate),
+    *(construct, train, evaluate, data),
 ):
     app.add_typer(_noun.app)
 

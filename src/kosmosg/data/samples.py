@@ -89,15 +89,7 @@ def check_fits(record: Record) -> None:
     Raises:
         DataError: If a text is too long or no valid Unicode, or all of them are too much.
     """
-    match record:
-        case Document():
-            parts: Sequence[object] = record.parts
-        case Caption():
-            parts = [record.text]
-        case Example():
-            parts = [record.caption, *(entity.mention for entity in record.entities)]
-        case Edit():
-            parts = [record.caption, record.instruction, record.after_caption, *record.before]
+    parts = _parts(record)
     if len(parts) > MAX_PARTS:
         raise DataError(
             f"record {record.key} has {len(parts)} parts, at most {MAX_PARTS} are read; split it",
@@ -126,6 +118,18 @@ def check_fits(record: Record) -> None:
             " split it",
             reason="json too large",
         )
+
+
+def _parts(record: Record) -> Sequence[object]:
+    match record:
+        case Document():
+            return record.parts
+        case Caption():
+            return [record.text]
+        case Example():
+            return [record.caption, *(entity.mention for entity in record.entities)]
+        case Edit():
+            return [record.caption, record.instruction, record.after_caption, *record.before]
 
 
 def _png(image: Image.Image) -> bytes:

@@ -172,7 +172,7 @@ def _only(path: Path, archive: zipfile.ZipFile) -> str:
 
 
 def read_objects(path: Path, skips: Skips) -> Iterator[tuple[int, Mapping[str, object]]]:
-    """Yield the objects of a file of JSON lines with their lines' numbers; bad lines are skipped."""
+    """Yield the objects of JSON lines with their lines' numbers; bad lines are skipped."""
     for number, line in read_lines(path, skips):
         if not line.strip():
             continue
@@ -248,4 +248,3 @@ def said(fields: Mapping[str, object], *, but: tuple[str, ...]) -> dict[str, str
         and name.lower() not in but
         and 0 < len(str(value)) <= MAX_SHORT_LENGTH
     }
-
