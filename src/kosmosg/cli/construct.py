@@ -1,16 +1,20 @@
 """`kosmosg construct`: from pictures to shards of training examples."""
 
+import sys
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
+from kosmosg.cli import data_convert
+from kosmosg.cli.data_convert import check_apart
 from kosmosg.errors import ConfigError
 
 if TYPE_CHECKING:
-    from kosmosg.construct.chain import MakeWorker, PictureUnit
     from kosmosg.construct.config import ConstructConfig
+    from kosmosg.construct.executor import Summary
     from kosmosg.construct.openimages import Licences
 
 app = typer.Typer(
@@ -48,7 +52,40 @@ Recipe = Annotated[
 PrintConfig = Annotated[
     bool, typer.Option("--print-config", help="Print the configuration as YAML; make nothing.")
 ]
+Workers = Annotated[
+    int,
+    typer.Option(
+        min=0, help="Processes or actors that load the models; 0 is this process, to find mistakes."
+    ),
+]
+Executor = Annotated[
+    Literal["local", "ray"],
+    typer.Option(help="Processes of this machine, or actors of a Ray cluster."),
+]
+Address = Annotated[
+    str | None, typer.Option(help="Of the Ray cluster.", show_default="one on this machine")
+]
+Gpus = Annotated[float, typer.Option(min=0, help="GPUs of each Ray actor; 0.5 has two share one.")]
+Bad = Annotated[
+    float,
+    typer.Option(min=0, max=1, help="The share of bad pictures beyond which to stop."),
+]
+PictureFormat = Annotated[
+    Literal["jpg", "png"],
+    typer.Option(help="jpg (quality 95) for photographs; png keeps every pixel."),
+]
 Limit = Annotated[int | None, typer.Option(min=1, help="Only the first so many shards, to try.")]
+
+
+@dataclass(frozen=True, kw_only=True)
+class _How:
+    """Who does the work, and how much may go wrong."""
+
+    workers: int
+    kind: Literal["local", "ray"]
+    address: str | None
+    gpus: float
+    bad: float
 
 
 @app.callback()
@@ -70,6 +107,11 @@ def openimages(
     ] = None,
     config: Config = None,
     recipe: Recipe = "paper",
+    workers: Workers = 1,
+    executor: Executor = "local",
+    address: Address = None,
+    gpus: Gpus = 0.0,
+    bad: Bad = 0.1,
     limit: Limit = None,
     print_config: PrintConfig = False,
 ) -> None:
@@ -81,7 +123,8 @@ def openimages(
     """  # noqa: D301 -- click's mark for text to be kept as it is
     chosen = _configured(config, recipe, changes or [])
     if not _only_printed(chosen, print_config):
-        _construct(chosen, pictures, output, "openimages", tables=table or [], limit=limit)
+        how = _How(workers=workers, kind=executor, address=address, gpus=gpus, bad=bad)
+        _construct(chosen, pictures, output, "openimages", how, tables=table or [], limit=limit)
 
 
 @app.command()
@@ -91,6 +134,11 @@ def folder(
     output: Output = None,
     config: Config = None,
     recipe: Recipe = "paper",
+    workers: Workers = 1,
+    executor: Executor = "local",
+    address: Address = None,
+    gpus: Gpus = 0.0,
+    bad: Bad = 0.1,
     limit: Limit = None,
     print_config: PrintConfig = False,
 ) -> None:
@@ -102,7 +150,49 @@ def folder(
     """  # noqa: D301 -- click's mark for text to be kept as it is
     chosen = _configured(config, recipe, changes or [])
     if not _only_printed(chosen, print_config):
-        _construct(chosen, pictures, output, "folder", tables=[], limit=limit)
+        how = _How(workers=workers, kind=executor, address=address, gpus=gpus, bad=bad)
+        _construct(chosen, pictures, output, "folder", how, tables=[], limit=limit)
+
+
+@app.command()
+def instructpix2pix(
+    source: Annotated[
+        Path, typer.Argument(metavar="INPUT", help="InstructPix2Pix's folder.", show_default=False)
+    ],
+    output: Annotated[
+        Path, typer.Option("-o", "--output", help="The folder of the shards.", show_default=False)
+    ],
+    pictures: PictureFormat = "jpg",
+    bad: Bad = 0.1,
+) -> None:
+    """Make edits of InstructPix2Pix's folders; no model looks at them.
+
+    The same as `kosmosg data convert instructpix2pix`, which has more options.
+    """
+    data_convert.convert("instructpix2pix", source, output, pictures=pictures, bad=bad)
+
+
+@app.command()
+def pairs(
+    source: Annotated[
+        Path,
+        typer.Argument(
+            metavar="INPUT",
+            help="A folder with target/ and control/, or control_1/ and so on, and NAME.txt.",
+            show_default=False,
+        ),
+    ],
+    output: Annotated[
+        Path, typer.Option("-o", "--output", help="The folder of the shards.", show_default=False)
+    ],
+    pictures: PictureFormat = "jpg",
+    bad: Bad = 0.1,
+) -> None:
+    """Make edits of targets and their controls; no model looks at them.
+
+    The same as `kosmosg data convert folders`, which has more options.
+    """
+    data_convert.convert("folders", source, output, pictures=pictures, bad=bad)
 
 
 def _configured(path: Path | None, recipe: str, changes: Sequence[str]) -> "ConstructConfig":
@@ -132,6 +222,7 @@ def _construct(
     pictures: Path,
     output: Path | None,
     source: str,
+    how: _How,
     *,
     tables: Sequence[Path],
     limit: int | None,
@@ -141,17 +232,46 @@ def _construct(
     from kosmosg.cli.options import prepare_libraries
 
     prepare_libraries()
+    from kosmosg import config as configuration
+    from kosmosg.construct import executor
     from kosmosg.construct.chain import MakeWorker
     from kosmosg.construct.folder import list_units
     from kosmosg.construct.models import provenance_of
 
+    check_apart(pictures, output)
     units = list_units(pictures, unit_size=config.unit_size)[:limit]
     provenance = provenance_of(config)
     output.mkdir(parents=True, exist_ok=True)
     make_worker = MakeWorker(
         config=config, source=source, provenance=provenance, licences=_licences(tables, output)
     )
-    _run(units, make_worker, output=output)
+    # The device changes no record: a run may go on on another machine.
+    decides = {**configuration.to_dict(config), "source": source, "models": provenance}
+    summary = executor.run(
+        units,
+        make_worker,
+        output=output,
+        workers=how.workers,
+        kind=how.kind,
+        skips_limit=how.bad,
+        config={name: value for name, value in decides.items() if name != "device"},
+        pictures=config.pictures,
+        address=how.address,
+        gpus=how.gpus,
+    )
+    _tell(summary)
+    print(output)
+    if summary.failed:
+        raise typer.Exit(1)
+
+
+def _tell(summary: "Summary") -> None:
+    counts = summary.counts
+    print(f"{counts.records} examples in {summary.done} shards", file=sys.stderr)
+    for reason, count in sorted(counts.skipped.items()):
+        print(f"left out: {count} {reason}, such as {counts.named[reason][0]}", file=sys.stderr)
+    for reason, count in sorted(counts.dropped.items()):
+        print(f"dropped: {count} {reason}", file=sys.stderr)
 
 
 def _licences(tables: Sequence[Path], output: Path) -> "Licences | None":
@@ -160,28 +280,3 @@ def _licences(tables: Sequence[Path], output: Path) -> "Licences | None":
     from kosmosg.construct.openimages import Licences, index_licences
 
     return Licences(index_licences(tables, output / "licences.sqlite"))
-
-
-def _run(units: "Sequence[PictureUnit]", make_worker: "MakeWorker", *, output: Path) -> None:
-    """Make the shards that are not there yet, one after another."""
-    import json
-
-    from tqdm import tqdm
-
-    from kosmosg.data.samples import to_bytes
-    from kosmosg.data.skips import Skips
-    from kosmosg.data.tars import write_shard
-
-    missing = [unit for unit in units if not (output / f"{unit.name}.json").is_file()]
-    worker = make_worker() if missing else None
-    for unit in tqdm(missing, disable=None):
-        assert worker is not None
-        skips = Skips(limit=0.1)
-        samples = (
-            (record.key, to_bytes(record, pictures=make_worker.config.pictures))
-            for record in worker(unit, skips)
-        )
-        count = write_shard(output / f"{unit.name}.tar", samples)
-        stats = {"records": count, "skipped": skips.reasons, "dropped": skips.dropped}
-        (output / f"{unit.name}.json").write_text(json.dumps(stats), encoding="utf-8")
-    print(output)

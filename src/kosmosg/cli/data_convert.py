@@ -91,7 +91,7 @@ def convert(
     name = detect(source) if format_name == "auto" else _known(format_name, [*READERS, "auto"])
     if documents is not None and name != "text":
         raise ConfigError(f"--documents is of text, not of {name}; leave it out")
-    _check_apart(source, output)
+    check_apart(source, output)
     settings = _Settings(
         format=name, per_shard=per_shard, pictures=pictures, limit=limit, documents=documents
     )
@@ -171,7 +171,7 @@ def _known(name: str, names: list[str]) -> str:
     raise ConfigError(f"no format {name!r}; {remedy}")
 
 
-def _check_apart(source: Path, output: Path) -> None:
+def check_apart(source: Path, output: Path) -> None:
     """Refuse a directory below the input: our shards would be read as a part of it."""
     if output.is_file():
         raise ConfigError(f"{output} is a file; name a directory")

@@ -6,7 +6,7 @@ import yaml
 from PIL import Image
 
 from kosmosg import cli
-from kosmosg.data.records import Example
+from kosmosg.data.records import Edit, Example
 from kosmosg.data.samples import from_bytes
 from kosmosg.data.tars import read_index, read_sample
 from kosmosg.tokenizer import Tokenizer
@@ -59,7 +59,7 @@ def examples(folder: Path) -> dict[str, Example]:
 def test_a_folder_becomes_shards(
     pictures: Path, changes: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    words = ["construct", "folder", str(pictures), *changes, "--recipe", "nano"]
+    words = ["construct", "folder", str(pictures), *changes, "--recipe", "nano", "--workers", "0"]
     assert cli.main([*words, "-o", str(tmp_path / "out")]) == 0
     assert capsys.readouterr().out == f"{tmp_path / 'out'}\n"
     made = examples(tmp_path / "out")
@@ -71,7 +71,7 @@ def test_a_folder_becomes_shards(
 def test_limit_makes_the_first_shards_and_a_second_run_the_rest(
     pictures: Path, changes: list[str], tmp_path: Path
 ) -> None:
-    words = ["construct", "folder", str(pictures), *changes, "--recipe", "nano"]
+    words = ["construct", "folder", str(pictures), *changes, "--recipe", "nano", "--workers", "0"]
     out = tmp_path / "out"
     assert cli.main([*words, "-o", str(out), "--limit", "1"]) == 0
     assert list(examples(out)) == ["000000 0", "000000 1"]
@@ -82,7 +82,16 @@ def test_limit_makes_the_first_shards_and_a_second_run_the_rest(
 def test_open_images_say_whose_they_are(pictures: Path, changes: list[str], tmp_path: Path) -> None:
     table = tmp_path / "ids.csv"
     table.write_text("ImageID,OriginalURL,License,Author\n3,https://f/3,CC BY,Jo\n")
-    words = ["construct", "openimages", str(pictures), *changes, "--recipe", "nano"]
+    words = [
+        "construct",
+        "openimages",
+        str(pictures),
+        *changes,
+        "--recipe",
+        "nano",
+        "--workers",
+        "0",
+    ]
     assert cli.main([*words, "-o", str(tmp_path / "out"), "--table", str(table)]) == 0
     said = examples(tmp_path / "out")["000001 3"].provenance
     assert (said["license"], said["author"], said["source_id"]) == ("CC BY", "Jo", "3")
@@ -91,13 +100,23 @@ def test_open_images_say_whose_they_are(pictures: Path, changes: list[str], tmp_
 def test_a_printed_configuration_can_be_given_back(
     pictures: Path, changes: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    words = ["construct", "folder", str(pictures), *changes, "--recipe", "nano"]
+    words = ["construct", "folder", str(pictures), *changes, "--recipe", "nano", "--workers", "0"]
     assert cli.main([*words, "--print-config"]) == 0
     printed = capsys.readouterr().out
     assert yaml.safe_load(printed)["size"] == 32
     path = tmp_path / "c.yaml"
     path.write_text(printed)
-    again = ["construct", "folder", str(pictures), "--config", str(path), "--limit", "1"]
+    again = [
+        "construct",
+        "folder",
+        str(pictures),
+        "--config",
+        str(path),
+        "--limit",
+        "1",
+        "--workers",
+        "0",
+    ]
     assert cli.main([*again, "-o", str(tmp_path / "out")]) == 0
     assert len(examples(tmp_path / "out")) == 2
 
@@ -129,7 +148,56 @@ def test_what_is_missing_is_one_line(
 
 def test_a_shard_says_what_was_left_out(pictures: Path, changes: list[str], tmp_path: Path) -> None:
     (pictures / "0.txt").write_text("it is red")
-    words = ["construct", "folder", str(pictures), *changes, "--recipe", "nano"]
+    words = ["construct", "folder", str(pictures), *changes, "--recipe", "nano", "--workers", "0"]
     assert cli.main([*words, "-o", str(tmp_path / "out"), "--limit", "1"]) == 0
     stats = json.loads((tmp_path / "out" / "000000.json").read_text())
-    assert (stats["records"], stats["dropped"]) == (1, {"no entities": 1})
+    counts = stats["counts"]
+    assert (counts["records"], counts["dropped"]) == (1, {"no entities": 1})
+
+
+def test_another_model_does_not_go_on_in_the_same_folder(
+    pictures: Path, changes: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["construct", "folder", str(pictures), *changes, "--recipe", "nano", "--workers", "0"]
+    out = ["-o", str(tmp_path / "out")]
+    assert cli.main([*words, *out, "--limit", "1"]) == 0
+    assert cli.main([*words, *out, "segmenter.threshold=0.02"]) == 2
+    assert "segmenter.threshold = 0.01, now it is 0.02" in capsys.readouterr().err
+    assert cli.main([*words, *out, "device=auto"]) == 0
+
+
+def test_in_a_process_of_its_own_and_too_many_bad_pictures(
+    pictures: Path, changes: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (pictures / "3.png").write_bytes(b"no picture")
+    words = ["construct", "folder", str(pictures), *changes, "--recipe", "nano"]
+    assert cli.main([*words, "-o", str(tmp_path / "out")]) == 0
+    assert list(examples(tmp_path / "out")) == ["000000 0", "000000 1", "000001 2", "000002 4"]
+    err = capsys.readouterr().err
+    assert "4 examples in 3 shards" in err
+    assert "left out: 1 unreadable picture, such as" in err
+    assert "3.png" in err
+
+
+def test_pairs_are_read_as_data_convert_reads_them(tmp_path: Path) -> None:
+    for folder in ("target", "control_1", "control_2"):
+        (tmp_path / "in" / folder).mkdir(parents=True)
+        Image.new("RGB", (8, 8), "red").save(tmp_path / "in" / folder / "a.png")
+    (tmp_path / "in" / "target" / "a.txt").write_text("make it red")
+    out = tmp_path / "out"
+    assert cli.main(["construct", "pairs", str(tmp_path / "in"), "-o", str(out)]) == 0
+    (shard,) = out.glob("*.tar")
+    with shard.open("rb") as file:
+        (sample,) = read_index(shard)
+        record = from_bytes(sample.key, read_sample(file, sample))
+    assert isinstance(record, Edit)
+    assert record.instruction == "make it red"
+    assert len(record.before) == 2
+
+
+def test_shards_do_not_go_into_the_input(
+    pictures: Path, changes: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["construct", "folder", str(pictures), *changes, "--recipe", "nano", "--workers", "0"]
+    assert cli.main([*words, "-o", str(pictures / "out")]) == 2
+    assert "beside it" in capsys.readouterr().err

@@ -192,7 +192,7 @@ def test_an_endless_answer_is_cut_off(server: Server) -> None:
         handler.send_response(200)
         handler.end_headers()
         try:
-            for _ in range(4 * MAX_ANSWER_BYTES // 65536):
+            for _part in range(4 * MAX_ANSWER_BYTES // 65536):
                 handler.wfile.write(b"x" * 65536)
         except OSError:
             pass
@@ -209,7 +209,7 @@ def test_a_slow_server_is_given_up(server: Server, dripping: bool) -> None:
         handler.send_response(200)
         handler.end_headers()
         try:
-            for _ in range(40):
+            for _part in range(40):
                 time.sleep(0.05)
                 if dripping:
                     handler.wfile.write(b" ")
