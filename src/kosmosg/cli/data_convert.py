@@ -103,6 +103,8 @@ def convert(
     is_done = False
     try:
         _write(records, output, settings, skips, counts)
+        for part in output.glob(f".{name}-*.tar.*.part"):  # of a run that was killed
+            part.unlink()
         is_done = True
     finally:
         _note(output, settings, skips, {**counts, "done": is_done})

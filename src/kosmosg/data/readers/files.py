@@ -3,6 +3,7 @@
 import gzip
 import json
 import os
+import stat
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator, Mapping
@@ -124,6 +125,8 @@ def opened(path: Path) -> Iterator[IO[bytes]]:
         DataError: If it is missing or damaged, when opened or while it is read.
     """
     try:
+        if not stat.S_ISREG(path.stat().st_mode):  # reading a pipe may never end
+            raise DataError(f"{path} is no ordinary file; remove it", reason="unreadable file")
         if path.suffix.lower() == ".gz":
             with gzip.open(path) as file:
                 yield cast("IO[bytes]", file)

@@ -1,10 +1,10 @@
 import pytest
-from toys.foreign import picture, plain, png, write
 
 from kosmosg.data.readers.folders import read_folders
 from kosmosg.data.records import Caption, Edit
 from kosmosg.data.skips import Skips
 from kosmosg.errors import DataError
+from toys.foreign import picture, plain, png, write
 
 
 def lay(root, **files):

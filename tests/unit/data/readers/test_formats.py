@@ -3,13 +3,13 @@ import json
 import pyarrow
 import pytest
 from pyarrow import parquet
-from toys.foreign import base64_png, img2dataset_tar, png, write, write_tar
 
 from kosmosg.data.readers.formats import READERS, detect
 from kosmosg.data.records import Caption
 from kosmosg.data.samples import to_bytes
 from kosmosg.data.tars import write_shard
 from kosmosg.errors import ConfigError, DataError
+from toys.foreign import base64_png, img2dataset_tar, png, write, write_tar
 
 
 def table(path, **row):

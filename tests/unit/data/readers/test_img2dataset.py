@@ -1,12 +1,12 @@
 import json
 
 import pytest
-from toys.foreign import img2dataset_tar, noted, picture, plain, png, write_tar
 
 from kosmosg.data.readers.img2dataset import caption_from_img2dataset, read_img2dataset
 from kosmosg.data.records import Caption
 from kosmosg.data.skips import Skips
 from kosmosg.errors import DataError
+from toys.foreign import img2dataset_tar, noted, picture, plain, png, write_tar
 
 PROVENANCE = {
     "url": "http://a.example/3.jpg",

@@ -1,12 +1,12 @@
 import json
 
 import pytest
-from toys.foreign import picture, plain, png, write
 
 from kosmosg.data.readers.instructpix2pix import read_instructpix2pix
 from kosmosg.data.records import Edit
 from kosmosg.data.skips import Skips
 from kosmosg.errors import DataError
+from toys.foreign import picture, plain, png, write
 
 PROMPT = {"input": "a horse", "edit": "make it a zebra", "output": "a zebra"}
 

@@ -7,12 +7,12 @@ import zipfile
 import pyarrow
 import pytest
 from pyarrow import parquet
-from toys.foreign import img2dataset_tar, picture, plain, png, write, write_tar
 
 from kosmosg.data.readers.interleaved import read_mmc4, read_obelics
 from kosmosg.data.records import Document
 from kosmosg.data.skips import Skips
 from kosmosg.errors import DataError
+from toys.foreign import img2dataset_tar, picture, plain, png, write, write_tar
 
 A, B, C = picture(1), picture(2), picture(3)
 

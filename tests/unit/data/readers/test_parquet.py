@@ -3,12 +3,12 @@ import sys
 import pyarrow
 import pytest
 from pyarrow import parquet
-from toys.foreign import img2dataset_tar, noted, picture, plain, png, write, write_tar
 
 from kosmosg.data.readers.parquet import read_captions_tsv, read_parquet
 from kosmosg.data.records import Caption
 from kosmosg.data.skips import Skips
 from kosmosg.errors import ConfigError, DataError
+from toys.foreign import img2dataset_tar, noted, picture, plain, png, write, write_tar
 
 
 def write_parquet(path, rows, **options):

@@ -1,12 +1,13 @@
 import gzip
 import json
+import os
 
 import pytest
-from toys.foreign import write
 
 from kosmosg.data.readers.texts import read_text
 from kosmosg.data.skips import Skips
 from kosmosg.errors import DataError
+from toys.foreign import write
 
 TEXT = "\ufeffOne line.\r\nTwo.\r\n\r\n \nThree.\n\n"
 
@@ -72,6 +73,15 @@ def test_bad_texts_are_skipped(tmp_path, data, reason):
     records, skips = read(tmp_path)
     assert records == [("b", "good")]
     assert skips.reasons == {reason: 1}
+
+
+def test_a_pipe_is_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "a.txt")
+    write(tmp_path / "b.txt", "good")
+    for documents in ("file", "line"):
+        records, skips = read(tmp_path, documents=documents)
+        assert len(records) == 1
+        assert skips.reasons == {"unreadable file": 1}
 
 
 def test_a_paragraph_too_large_is_refused_as_a_whole(tmp_path):

@@ -2,7 +2,6 @@ import base64
 import json
 
 import pytest
-from toys.foreign import base64_png, picture, plain, write
 
 from kosmosg.data.mentions import mentions
 from kosmosg.data.readers.tsv import (
@@ -14,6 +13,7 @@ from kosmosg.data.records import Caption, Edit, Entity, Example
 from kosmosg.data.skips import Skips
 from kosmosg.errors import DataError
 from kosmosg.verify.loaders import example
+from toys.foreign import base64_png, picture, plain, write
 
 
 def read(reader, path, **options):
