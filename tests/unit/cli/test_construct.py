@@ -127,7 +127,7 @@ def test_a_printed_configuration_can_be_given_back(
         (["--recipe", "nano"], "-o SHARDS"),
         (["-o", "out", "--recipe", "papers"], "the recipes are paper, as-released, nano"),
         (["-o", "out"], "hf download Salesforce/blip2-opt-6.7b"),
-        (["-o", "out", "siz=3"], "did you mean size?"),
+        (["-o", "out", "batchsize=3"], "did you mean batch_size?"),
     ],
 )
 def test_what_is_missing_is_one_line(

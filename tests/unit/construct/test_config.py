@@ -62,7 +62,7 @@ def test_a_step_is_changed_by_its_path() -> None:
         ("batch_size=0", "batch_size"),
         ("segmenter.threshold=1.0", "between 0 and 1"),
         ("captioner=null", "captions=beside"),
-        ("segmenter.treshold=0.5", "segmenter.threshold"),
+        ("segmenter.thresh=0.5", "segmenter.threshold"),
         ("captions=none", "beside"),
     ],
 )

@@ -17,7 +17,7 @@ from kosmosg.construct.entities import parse_tags, rule_finder
         ("a man's hat-stand", ["man's", "hat-stand", "man", "hat"], ["man's", "hat-stand"]),
         ("c++ (a book)", ["c++", "(a", "book", "a.*k", "\\bbook"], ["book"]),
         ("a big  dog", ["big  dog"], []),
-        ("ein Käfer", ["Käfer", "fer"], ["Käfer"]),
+        ("a Käfer", ["Käfer", "fer"], ["Käfer"]),
         ("a dog", ["dog, cat", "dog\ncat"], []),
     ],
 )

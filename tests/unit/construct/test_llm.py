@@ -6,7 +6,7 @@ import torch
 
 from kosmosg.construct.entities import INSTRUCTION
 from kosmosg.construct.llm import Grammar, llm_finder, prompt_of, texts_of
-from kosmosg.errors import CheckpointError
+from kosmosg.errors import CheckpointError, DataError
 from toys.construct import hub_tokenizer, save_llm
 
 CPU = torch.device("cpu")
@@ -90,9 +90,22 @@ def test_whatever_a_model_of_random_weights_says_is_in_the_caption(llm_dir: Path
     found = finder(llm_dir, "released", tokens=24)(CAPTIONS)
     assert len(found) == len(CAPTIONS)
     assert any(found)
+    assert not any(isinstance(tags, DataError) for tags in found)
     for caption, tags in zip(CAPTIONS, found, strict=True):
         assert all(re.search(rf"\b{re.escape(tag)}\b", caption) for tag in tags)
     assert found[3] == []
+
+
+def test_half_precision(llm_dir: Path) -> None:
+    find = llm_finder(
+        llm_dir,
+        device=CPU,
+        dtype=torch.bfloat16,
+        max_new_tokens=10,
+        decoding="released",
+        seed=0,
+    )
+    assert len(find(CAPTIONS)) == len(CAPTIONS)
 
 
 def test_greedy_answers_do_not_depend_on_the_batch(llm_dir: Path) -> None:

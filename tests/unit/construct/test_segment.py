@@ -61,6 +61,13 @@ def test_a_batch_is_one_by_one(theirs: Path) -> None:
     assert segment([], []) == []
 
 
+def test_half_precision_gives_maps_of_float32(theirs: Path) -> None:
+    (whole,) = clipseg(theirs, device=CPU, dtype=torch.float32)([picture(0)], ["dog"])
+    (half,) = clipseg(theirs, device=CPU, dtype=torch.bfloat16)([picture(0)], ["dog"])
+    assert half.dtype == np.float32
+    assert 0 < np.abs(half - whole).max() < 0.1
+
+
 def test_a_phrase_longer_than_the_text_tower_is_cut(theirs: Path) -> None:
     segment = clipseg(theirs, device=CPU, dtype=torch.float32)
     assert segment([picture(0)], ["x" * 200])[0].shape == (SIDE, SIDE)
