@@ -1,10 +1,10 @@
 """`kosmosg construct`: from pictures to shards of training examples."""
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -75,6 +75,15 @@ PictureFormat = Annotated[
     typer.Option(help="jpg (quality 95) for photographs; png keeps every pixel."),
 ]
 Limit = Annotated[int | None, typer.Option(min=1, help="Only the first so many shards, to try.")]
+
+
+# Fields that change no record: a run may go on on another machine, or with another server.
+_ELSEWHERE = frozenset(
+    {
+        *("device", "directory", "hub", "url", "key_variable", "timeout_s", "retries"),
+        *("first_wait_s", "parallel"),
+    }
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -245,7 +254,6 @@ def _construct(
     make_worker = MakeWorker(
         config=config, source=source, provenance=provenance, licences=_licences(tables, output)
     )
-    # The device changes no record: a run may go on on another machine.
     decides = {**configuration.to_dict(config), "source": source, "models": provenance}
     summary = executor.run(
         units,
@@ -254,7 +262,7 @@ def _construct(
         workers=how.workers,
         kind=how.kind,
         skips_limit=how.bad,
-        config={name: value for name, value in decides.items() if name != "device"},
+        config=_without(decides, _ELSEWHERE),
         pictures=config.pictures,
         address=how.address,
         gpus=how.gpus,
@@ -263,6 +271,14 @@ def _construct(
     print(output)
     if summary.failed:
         raise typer.Exit(1)
+
+
+def _without(tree: Mapping[str, Any], names: frozenset[str]) -> dict[str, Any]:
+    return {
+        name: _without(value, names) if isinstance(value, dict) else value
+        for name, value in tree.items()
+        if name not in names
+    }
 
 
 def _tell(summary: "Summary") -> None:

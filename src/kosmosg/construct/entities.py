@@ -1,5 +1,6 @@
 """Captions to the things they mention: what every finder shares, and one that follows a rule."""
 
+import itertools
 import re
 from collections.abc import Callable, Iterable, Sequence
 from typing import TypeAlias
@@ -9,6 +10,8 @@ from kosmosg.errors import DataError
 
 # Tags of each caption in their order; an error for a caption that could not be answered.
 EntityFinder: TypeAlias = Callable[[Sequence[str]], Sequence[list[str] | DataError]]
+
+MAX_TAGS = 64  # each is compared with each
 
 INSTRUCTION = (
     "List the objects that the caption below names, separated by commas. Name foreground objects"
@@ -48,7 +51,7 @@ def parse_tags(tags: Iterable[str], caption: str) -> list[str]:
         NUMERICS section 9 (OpenImages).
     """
     found: dict[str, str] = {}
-    for tag in tags:
+    for tag in itertools.islice(tags, MAX_TAGS):
         clean = " ".join(tag.split())
         if TAG.fullmatch(clean) and _is_in(clean, caption):
             found.setdefault(clean.lower(), clean)

@@ -1,6 +1,6 @@
 import pytest
 
-from kosmosg.construct.entities import parse_tags, rule_finder
+from kosmosg.construct.entities import MAX_TAGS, parse_tags, rule_finder
 
 
 @pytest.mark.parametrize(
@@ -25,6 +25,11 @@ def test_tags_are_words_of_the_caption_and_things(
     caption: str, tags: list[str], kept: list[str]
 ) -> None:
     assert parse_tags(tags, caption) == kept
+
+
+def test_of_very_many_tags_the_first_are_looked_at() -> None:
+    words = [f"thing{number}" for number in range(3000)]
+    assert parse_tags(words, " ".join(words)) == words[:MAX_TAGS]
 
 
 @pytest.mark.parametrize(

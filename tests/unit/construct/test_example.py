@@ -153,6 +153,13 @@ def test_one_bad_picture_or_answer_leaves_the_others_alone() -> None:
     ]
 
 
+def test_a_caption_as_long_as_a_book_is_left_out() -> None:
+    source = Source(key="a", image=picture("fox"), caption="fox " * 501)
+    (made,) = construct([source], STEPS, size=40)
+    assert isinstance(made, DataError)
+    assert made.reason == "caption too long"
+
+
 def test_the_whole_picture_can_be_kept() -> None:
     source = Source(key="a", image=picture("fox", size=(90, 40)))
     (made,) = construct([source], STEPS, size=20, picture="whole")
@@ -169,7 +176,7 @@ def test_crops_come_from_the_full_resolution() -> None:
         image.paste((255, 0, 0) if x % 2 else (235, 0, 0), (x, 8, x + 1, 24))
     (made,) = construct([Source(key="a", image=image, caption="fox")], STEPS, size=32)
     assert isinstance(made, Example)
-    row = [made.entities[0].crop.getpixel((x, 16))[0] for x in range(8, 24)]
+    row = np.asarray(made.entities[0].crop)[16, 8:24, 0].astype(int).tolist()
     assert max(row) - min(row) >= 15
 
 

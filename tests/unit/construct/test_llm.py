@@ -6,7 +6,7 @@ import torch
 
 from kosmosg.construct.entities import INSTRUCTION
 from kosmosg.construct.llm import Grammar, llm_finder, prompt_of, texts_of
-from kosmosg.errors import CheckpointError, DataError
+from kosmosg.errors import CheckpointError
 from toys.construct import hub_tokenizer, save_llm
 
 CPU = torch.device("cpu")
@@ -33,7 +33,7 @@ def spelled(grammar: Grammar, text: str) -> bool:
     """Whether some tokens, one after another, can spell a whole answer."""
     tokenizer = hub_tokenizer()
     pieces = texts_of(tokenizer)
-    reached = [[]]
+    reached: list[list[int]] = [[]]
     while reached:
         ids = reached.pop()
         said = grammar.text(ids)
@@ -75,7 +75,7 @@ def test_an_answer_lists_words_that_follow_one_another(answer: str, can_be: bool
 def test_a_token_of_several_letters_is_allowed_where_its_letters_are() -> None:
     tokenizer = hub_tokenizer()
     grammar = Grammar(CAPTIONS[0], texts_of(tokenizer), tokenizer.eos_token_id)
-    ids = tokenizer.convert_tokens_to_ids(["dog", ",", "\u0120hat"])
+    ids = [tokenizer.get_vocab()[one] for one in ("dog", ",", "\u0120hat")]
     assert ids[0] in grammar.allowed([])
     assert ids[1] in grammar.allowed(ids[:1])
     assert ids[2] in grammar.allowed(ids[:2])
@@ -90,8 +90,8 @@ def test_whatever_a_model_of_random_weights_says_is_in_the_caption(llm_dir: Path
     found = finder(llm_dir, "released", tokens=24)(CAPTIONS)
     assert len(found) == len(CAPTIONS)
     assert any(found)
-    assert not any(isinstance(tags, DataError) for tags in found)
     for caption, tags in zip(CAPTIONS, found, strict=True):
+        assert isinstance(tags, list)
         assert all(re.search(rf"\b{re.escape(tag)}\b", caption) for tag in tags)
     assert found[3] == []
 
