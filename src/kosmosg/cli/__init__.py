@@ -18,6 +18,7 @@ import typer
 
 from kosmosg.cli import (
     caption,
+    construct,
     convert,
     data,
     encode,
@@ -39,7 +40,10 @@ app = typer.Typer(
     rich_markup_mode=None,  # plain text is what docs/cli.md shows and what a pipe wants
     pretty_exceptions_enable=False,
 )
-for _noun in (generate, replay, encode, caption, convert, tools, verify, data, train, evaluate):
+for _noun in (
+    *(generate, replay, encode, caption, convert, tools, verify),
+    *(construct, train, evaluate, data),
+):
     app.add_typer(_noun.app)
 
 

@@ -1,4 +1,4 @@
-"""`kosmosg data`: training data checked, looked at and counted."""
+"""`kosmosg data`: training data converted, checked, looked at and counted."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -7,12 +7,16 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from kosmosg.cli.data_convert import convert
 from kosmosg.cli.output import check_output, write_files
 
 if TYPE_CHECKING:
     from tqdm import tqdm
 
-app = typer.Typer(name="data", help="Check, look at and count training data; see docs/data.md.")
+app = typer.Typer(
+    name="data", help="Convert, check, look at and count training data; see docs/data.md."
+)
+app.command()(convert)
 
 Paths = Annotated[
     list[Path],
