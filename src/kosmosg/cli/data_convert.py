@@ -110,7 +110,7 @@ def convert(
         _note(output, settings, skips, {**counts, "done": is_done})
         _tell(skips, counts)
     if not counts["records"]:
-        raise DataError(f"{source} gave no record; left out: {skips or 'nothing'}")
+        raise DataError(f"{source} gave no record; left out: {str(skips) or 'nothing'}")
     print(output)
 
 

@@ -137,7 +137,7 @@ def test_photographs_are_written_as_jpeg(run, tars, tmp_path):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (("img2dateset", "in", "-o", "out"), "did you mean img2dataset?"),
+        (("img2data", "in", "-o", "out"), "did you mean img2dataset?"),
         (("xyz", "in", "-o", "out"), "the formats are img2dataset, parquet"),
         (("auto", "none", "-o", "out"), "none does not exist"),
         (("auto", "in", "-o", "in/out"), "in/out is inside in; write to a directory beside it"),

@@ -62,7 +62,9 @@ def detect(path: Path) -> str:
 
 
 def _of_directory(path: Path) -> set[str | None]:
-    if (path / "seeds.json").is_file() or any(path.glob("*/prompt.json")):
+    if (path / "seeds.json").is_file() or any(
+        any(path.glob(pattern)) for pattern in ("*/prompt.json", "*/*/prompt.json")
+    ):
         return {"instructpix2pix"}
     if (path / "json" / "train.json").is_file():
         return {_of_file(path / "json" / "train.json")}

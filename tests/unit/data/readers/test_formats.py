@@ -48,6 +48,7 @@ def test_each_format_can_be_told_but_one():
     ("lay", "name"),
     [
         (lambda d: write(d / "seeds.json", []), "instructpix2pix"),
+        (lambda d: write(d / "shard-00" / "a" / "prompt.json", {}), "instructpix2pix"),
         (lambda d: write(d / "a.jsonl", {"images": [], "texts": []}), "obelics"),
         (lambda d: write(d / "a.jsonl", '\n{"text": "a"}\n'), "text"),
         (lambda d: (write(d / "a.jpg", png(1)), write(d / "a.txt", "a dog")), "folders"),

@@ -82,6 +82,7 @@ def test_a_picture_that_is_not_there_is_dropped_and_a_damaged_one_skipped(tmp_pa
     [
         ("{", "bad json"),
         ("[" * 100_000, "bad json"),
+        ('{"a": "' + "x" * 2**25 + '"}', "json too large"),
         ('{"a": 1}', "bad field text_list"),
         (page(text_list="One."), "bad field text_list"),
         (page(text_list=[1]), "bad field text_list"),
