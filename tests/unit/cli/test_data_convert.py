@@ -134,6 +134,14 @@ def test_photographs_are_written_as_jpeg(run, tars, tmp_path):
     assert set(sample.members) == {"jpg", "json"}
 
 
+def test_names_of_strangers_move_no_cursor(run, tmp_path):
+    write_tar(tmp_path / "in" / "\x1b[2J\n.tar", {"a.jpg": b"", "a.txt": b"a", "b.txt": b"b"})
+    code, _, notes = run("data", "convert", "auto", tmp_path / "in", "-o", tmp_path / "out")
+    assert code == 0
+    assert "\x1b" not in notes
+    assert r"/in/\x1b[2J\n.tar: sample 'a'" in notes
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [

@@ -110,9 +110,8 @@ def _of_file(path: Path) -> str | None:
             return _of_rows(path)
         case ".txt":
             return "text"
-    if path.suffix == ".json":
-        return _of_rows(next(sources_of(path)))
-    return None
+    first = next(sources_of(path), None) if path.suffix == ".json" else None
+    return None if first is None else _of_rows(first)
 
 
 def _of_tar(path: Path) -> str | None:
