@@ -131,7 +131,7 @@ def _look(
         record = record_of(key, files)
     except DataError as error:
         return None, list(_unreadable(error, files))
-    return record, list(_odd(record, files, foreign=foreign))
+    return record, list(_odd(record, files))
 
 
 def _count(record: Record, files: Mapping[str, bytes], report: Report, *, foreign: bool) -> None:
@@ -164,24 +164,24 @@ def _fault_of(error: DataError, files: Mapping[str, bytes]) -> _Fault:
     if isinstance(cause, json.JSONDecodeError):
         return _Fault(reason=error.reason, what=what, place=(cause.lineno, cause.colno))
     if isinstance(cause, UnicodeDecodeError):
-        name = TEXT if error.reason == "text is not UTF-8" else JSON
+        name = TEXT if error.reason == "bad text" and TEXT in files else JSON
         before = files[name][: cause.start].decode(errors="replace")
         return _Fault(reason=error.reason, what=what, file=name, place=line_and_column(before))
+    if error.reason == "no caption":
+        if TEXT in files:
+            return _Fault(reason="empty text", what=what, file=TEXT)
+        return _Fault(reason="empty text", what=what, path=("caption",))
     if isinstance(cause, PromptError):  # of an img2dataset sample, which has one picture
         return _Fault(reason=error.reason, what=str(cause), file=picture_of(files) or "")
     return _Fault(reason=error.reason, what=what, file=JSON if JSON in files else "")
 
 
-def _odd(record: Record, files: Mapping[str, bytes], *, foreign: bool) -> Iterator[_Fault]:
+def _odd(record: Record, files: Mapping[str, bytes]) -> Iterator[_Fault]:
     """Yield what a reader passes over and training should not see."""
     for path, text in _said(record):
         if not text.strip():
             what = "its text is empty; write the words, or leave the record out"
-            if foreign and TEXT in files:
-                yield _Fault(reason="empty text", what=what, file=TEXT)
-            else:
-                path = ("caption",) if foreign else path
-                yield _Fault(reason="empty text", what=what, path=path)
+            yield _Fault(reason="empty text", what=what, path=path)
     if isinstance(record, Example):
         for index, entity in enumerate(record.entities):
             for name in ("crop", "cutout", "mask"):
