@@ -101,7 +101,7 @@ def validate(
             continue
         foreign = is_img2dataset(files)
         report.img2dataset[str(tar)] += foreign
-        record, wrong = _look(key, files, foreign=foreign)
+        record, wrong = _look(key, files)
         faults = [*_twice(tar, key, shard_of_key), *wrong]
         report.num_wrong += bool(faults)
         if record and not faults:
@@ -123,9 +123,7 @@ def _twice(tar: Path, key: str, shard_of_key: dict[str, Path]) -> Iterator[_Faul
     shard_of_key.setdefault(key, tar)
 
 
-def _look(
-    key: str, files: Mapping[str, bytes], *, foreign: bool
-) -> tuple[Record | None, list[_Fault]]:
+def _look(key: str, files: Mapping[str, bytes]) -> tuple[Record | None, list[_Fault]]:
     """Return a sample's record, if it has one, and what is wrong with it."""
     try:
         record = record_of(key, files)
