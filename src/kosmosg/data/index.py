@@ -153,7 +153,7 @@ def _load(folder: Path) -> dict[str, Spans]:
     """Return the kept index of a folder by the tars' names; none if there is none to be trusted."""
     for place in _places(folder):
         try:
-            with np.load(place, allow_pickle=False) as file:
+            with place.open("rb") as opened, np.load(opened, allow_pickle=False) as file:
                 return _parsed(folder, json.loads(file["tars"].tobytes()), file["bounds"])
         # Whatever is wrong with it: it is made anew. It comes with the data, maybe from strangers.
         except (OSError, EOFError, ValueError, KeyError, TypeError, MemoryError, zipfile.BadZipFile):
