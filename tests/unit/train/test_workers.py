@@ -1,8 +1,10 @@
 """Reading ahead: in a thread or in any number of processes, for any number of ranks."""
 
 import os
+import re
 import signal
 import time
+from contextlib import closing
 
 import pytest
 import torch
@@ -13,7 +15,7 @@ from kosmosg.data.skips import Skips
 from kosmosg.data.sources import DataConfig, Opened, SourceConfig, open_stream
 from kosmosg.errors import ConfigError, DataError, KosmosGError
 from kosmosg.train.prefetch import Plan
-from kosmosg.train.workers import read_ahead
+from kosmosg.train.workers import AHEAD, read_ahead
 from toys.shards import KINDS, Names, names_of, write_records, write_tars
 from toys.training import Pairs, Regression
 
@@ -58,8 +60,7 @@ def plan(stream, *, steps=range(8), rank=0, num_ranks=1, micro_batch=2, stage=No
 
 def read(a_plan, *, workers):
     """Return the names of each step, each with its index in the global batch."""
-    reading = read_ahead(a_plan, workers=workers)
-    try:
+    with closing(read_ahead(a_plan, workers=workers)) as reading:
         return {
             step: [
                 (piece.first_index + place, name)
@@ -68,8 +69,6 @@ def read(a_plan, *, workers):
             ]
             for step, pieces in reading
         }
-    finally:
-        reading.close()
 
 
 def test_the_union_of_ranks_is_the_single_rank_whatever_the_workers(folder):
@@ -134,11 +133,9 @@ def test_batches_are_equal_to_the_bit(tmp_path):
 
     def batches(workers):
         opened = open_stream(DataConfig(sources=sources), stage="instruct")
-        reading = read_ahead(plan(opened, stage=stage, steps=range(3)), workers=workers)
-        try:
+        a_plan = plan(opened, stage=stage, steps=range(3))
+        with closing(read_ahead(a_plan, workers=workers)) as reading:
             return [(piece, piece.batch) for _, pieces in reading for piece in pieces]
-        finally:
-            reading.close()
 
     expected = batches(0)
     for workers in (1, 2):
@@ -181,13 +178,13 @@ class Unpicklable(Exception):
     ],
 )
 def test_an_exception_comes_through_with_its_words(error, expected, words, workers):
-    reading = read_ahead(plan(Fails(error), stage=Regression()), workers=workers)
     seen = []
-    with pytest.raises(expected, match=words) as caught:
-        for step, _ in reading:
-            seen.append(step)
-    reading.close()
+    with closing(read_ahead(plan(Fails(error), stage=Regression()), workers=workers)) as reading:
+        with pytest.raises(expected) as caught:
+            for step, _ in reading:
+                seen.append(step)
     assert seen == [0, 1]
+    assert re.search(words, str(caught.value))
     if isinstance(error, DataError):
         assert caught.value.reason == "why"
     if workers:
@@ -212,51 +209,45 @@ def test_skips_are_counted_here(tmp_path, workers):
         read(plan(blend(tmp_path, limit=0.05), steps=range(100)), workers=workers)
 
 
-class Slow(Pairs):
+class Marks(Pairs):
+    """Leaves a mark for each reading, whichever process reads."""
+
+    def __init__(self, path):
+        super().__init__(0)
+        self.file = os.open(path, os.O_CREAT | os.O_APPEND | os.O_WRONLY)
+
     def batch(self, step, size):
-        time.sleep(0.05)
+        os.write(self.file, b".")
         return super().batch(step, size)
 
 
-def children():
-    return {
-        int(line.split()[0])
-        for line in os.popen(f"ps -o pid= --ppid {os.getpid()}").read().splitlines()
-    }
+def test_only_a_few_micro_batches_are_read_ahead(tmp_path):
+    marks = Marks(tmp_path / "marks")
+    a_plan = plan(marks, stage=Regression(), steps=range(10**9))
+    with closing(read_ahead(a_plan, workers=2)) as reading:
+        _, pieces = next(iter(reading))
+        assert len(pieces) == 6
+        time.sleep(0.3)
+        assert (tmp_path / "marks").stat().st_size == 6 + 2 * AHEAD
+    os.close(marks.file)
+
+
+class Slow(Pairs):
+    def batch(self, step, size):
+        time.sleep(0.02)
+        return super().batch(step, size)
 
 
 def test_a_process_that_dies_is_named_and_none_is_left():
-    before = children()
-    reading = read_ahead(plan(Slow(0), stage=Regression(), steps=range(50)), workers=2)
-    processes = [process for process, _ in reading._processes]
-    with pytest.raises(KosmosGError, match=rf"pid {processes[1]}\) was ended by SIGKILL; if mem"):
-        for step, _ in reading:
-            if step == 0:
-                os.kill(processes[1], signal.SIGKILL)
-    reading.close()
-    assert not set(processes) & children()
-    assert children() - before <= {0} | children()
-
-
-def test_only_a_few_micro_batches_are_read_ahead():
-    stream = Pairs(0)
-    reading = read_ahead(plan(Counted(0), stage=Regression(), steps=range(10**9)), workers=2)
-    steps = iter(reading)
-    _, pieces = next(steps)
-    time.sleep(0.5)
-    # What the processes had drawn when they made their second piece: no more than it.
-    assert [piece.keys for piece in pieces] == [
-        tuple(record.key for record in stream.batch(index, 2)) for index in range(6)
-    ]
-    reading.close()
-
-
-class Counted(Pairs):
-    """Fails when more is asked of it than is ahead: two micro-batches for each of two processes."""
-
-    drawn = 0
-
-    def batch(self, step, size):
-        self.drawn += 1
-        assert self.drawn <= 6 / 2 + 2
-        return super().batch(step, size)
+    a_plan = plan(Slow(0), stage=Regression(), steps=range(50))
+    with closing(read_ahead(a_plan, workers=2)) as reading:
+        processes = [process for process, _ in reading._processes]
+        steps = iter(reading)
+        next(steps)
+        os.kill(processes[1], signal.SIGKILL)
+        words = rf"pid {processes[1]}\) was ended by SIGKILL; if memory was short"
+        with pytest.raises(KosmosGError, match=words):
+            list(steps)
+    for process in processes:
+        with pytest.raises(ProcessLookupError):
+            os.kill(process, 0)
