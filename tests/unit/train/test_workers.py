@@ -241,7 +241,7 @@ class Slow(Pairs):
 def test_a_process_that_dies_is_named_and_none_is_left():
     a_plan = plan(Slow(0), stage=Regression(), steps=range(50))
     with closing(read_ahead(a_plan, workers=2)) as reading:
-        processes = [process for process, _ in reading._processes]
+        processes = [process.number for process in reading._processes]
         steps = iter(reading)
         next(steps)
         os.kill(processes[1], signal.SIGKILL)
