@@ -39,10 +39,10 @@ from kosmosg.data.records import Entity, Example
 from kosmosg.data.samples import from_bytes, to_bytes
 from kosmosg.data.sources import DataConfig, SourceConfig, open_stream
 from kosmosg.data.tars import read_index, read_sample, write_shard
-from kosmosg.images import CLIP_MEAN, CLIP_STD, decoder_view
-from kosmosg.sequence import collate, encode
+from kosmosg.images import CLIP_MEAN, CLIP_STD
 from kosmosg.tokenizer import Tokenizer
 from kosmosg.train.prefetch import Plan
+from kosmosg.train.stage3_instruct import InstructStage
 from kosmosg.train.workers import Workers
 
 SIDE, SEEN = 512, 224
@@ -111,33 +111,19 @@ def _row(picture: Image.Image) -> str:
     return base64.b64encode(buffer.getvalue()).decode()
 
 
-class Batches:
-    """What stage 3's collate does, without the stage's models."""
-
-    trainable = ()
-
-    def __init__(self, side: int = SIDE, seen: int = SEEN) -> None:
-        words = sorted(set(CAPTION.split()))
-        self.tokenizer = Tokenizer.from_words(words)
-        self.side, self.seen = side, seen
-
-    def collate(self, records: Any) -> tuple[Any, Tensor]:  # noqa: ANN401 - of each reader its own
-        """Return sequences and targets."""
-        encoded = [
-            encode(record.prompt, self.tokenizer, num_latents=64, image_size=self.seen)
-            for record in records
-        ]
-        targets = torch.stack([decoder_view(record.target, self.side) for record in records])
-        return collate(encoded, pad_id=self.tokenizer.pad_id), targets
-
-    def weight(self, batch: Any) -> int:  # noqa: ANN401
-        """Return one: it is not what is measured."""
-        del batch
-        return 1
-
-    def loss(self, model: Any, batch: Any, generator: Any) -> dict[str, Tensor]:  # noqa: ANN401
-        """Never called: nothing is trained here."""
-        raise NotImplementedError
+def instruct(side: int = SIDE, seen: int = SEEN) -> InstructStage:
+    """Return stage 3 as far as batches go: its decoder is not needed for them."""
+    decoder: Any = torch.nn.Identity()
+    return InstructStage(
+        tokenizer=Tokenizer.from_words(sorted(set(CAPTION.split()))),
+        num_latents=64,
+        image_size=seen,
+        target_size=side,
+        image_decoder=decoder,
+        trainable=(),
+        condition_drop=0.0,
+        min_snr_gamma=None,
+    )
 
 
 class Floor:
@@ -165,12 +151,23 @@ class Floor:
         return 1 + len(shown)
 
 
-class Nothing(Batches):
+class Nothing:
     """Makes no batch."""
 
-    def collate(self, records: Any) -> Any:  # noqa: ANN401
+    trainable = ()
+
+    def collate(self, records: Any) -> Any:  # noqa: ANN401 - of each reader its own
         """Return what was read."""
         return torch.tensor(records)
+
+    def weight(self, batch: Any) -> int:  # noqa: ANN401
+        """Return one: it is not what is measured."""
+        del batch
+        return 1
+
+    def loss(self, model: Any, batch: Any, generator: Any) -> dict[str, Tensor]:  # noqa: ANN401
+        """Never called: nothing is trained here."""
+        raise NotImplementedError
 
 
 class Rows:
@@ -260,11 +257,12 @@ def rate(make: Callable[[], tuple[Stream, Any]], samples: int, workers: int) -> 
 def speed(folder: Path, samples: int, rounds: int) -> list[dict[str, Any]]:
     """Return a row for each number of workers."""
     source = SourceConfig(paths=str(folder))
-    floor, stage = Floor(folder), Batches()
+    floor, stage = Floor(folder), instruct()
+    tokenizer = Tokenizer.from_words(sorted(set(CAPTION.split())))
     readers: dict[str, Callable[[], tuple[Stream, Any]]] = {
         "ours": lambda: (open_stream(DataConfig(sources={"a": source}), stage="instruct"), stage),
         "floor": lambda: (floor, Nothing()),
-        "rows": lambda: (Rows(folder / "rows.tsv", stage.tokenizer), RowBatches()),
+        "rows": lambda: (Rows(folder / "rows.tsv", tokenizer), RowBatches()),
     }
     found = []
     for workers in (1, 2):
@@ -288,12 +286,15 @@ def speed(folder: Path, samples: int, rounds: int) -> list[dict[str, Any]]:
     return found
 
 
-class Watched(Batches):
+class Watched(Nothing):
     """Says in each batch how much memory the process that makes it holds."""
+
+    def __init__(self, stage: InstructStage) -> None:
+        self.stage = stage
 
     def collate(self, records: Any) -> Tensor:  # noqa: ANN401
         """Make the batch, and return resident bytes in its place."""
-        super().collate(records)
+        self.stage.collate(records)
         pages = int(Path("/proc/self/statm").read_text().split()[1])
         return torch.tensor([pages * os.sysconf("SC_PAGE_SIZE")])
 
@@ -303,7 +304,7 @@ def memory(folder: Path, samples: int) -> dict[str, float]:
     stream = open_stream(DataConfig(sources={"a": SourceConfig(paths=str(folder))}), stage="instruct")
     held: list[int] = []
     batches = range(samples // MICRO_BATCH)
-    with closing(Workers(plan(stream, Watched(64, 64), batches), workers=1)) as reading:
+    with closing(Workers(plan(stream, Watched(instruct(64, 64)), batches), workers=1)) as reading:
         for _, (piece,) in reading:
             held.append(int(piece.batch))
     tenth = len(held) // 10
@@ -324,7 +325,7 @@ def profile(folder: Path) -> dict[str, float]:
     stream = open_stream(
         DataConfig(sources={"a": SourceConfig(paths=str(tars[0]))}), stage="instruct"
     )
-    stage = Batches()
+    stage = instruct()
     composed = stream.batch(0, len(files))
     parts = {
         "bytes to record (target decoded)": lambda: [from_bytes(*one) for one in files],

@@ -13,7 +13,7 @@ from typing import BinaryIO
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, UInt8
 from PIL import ExifTags, Image, ImageOps
 from torch import Tensor
 
@@ -155,10 +155,22 @@ def decoder_view(image: Image.Image, size: int = 512) -> Float[Tensor, "3 {size}
     Source:
         NUMERICS section 3.1 (`diff`).
     """
+    return scaled(decoder_pixels(image, size))
+
+
+def decoder_pixels(image: Image.Image, size: int = 512) -> UInt8[Tensor, "3 {size} {size}"]:
+    """Return `decoder_view` as it is before it is scaled to [-1, 1]: a quarter of the bytes.
+
+    Raises:
+        PromptError: As `decoder_view`.
+    """
     pixels = _centre_square(image, size, Image.Resampling.BILINEAR)
-    # The same as (pixels / 255 - 0.5) / 0.5 in float64: this numerator is exact.
-    view = torch.from_numpy(pixels.transpose(2, 0, 1).astype(np.float32))
-    return view.mul_(2).sub_(255).div_(255)
+    return torch.from_numpy(pixels.copy()).permute(2, 0, 1)
+
+
+def scaled(pixels: UInt8[Tensor, "*batch 3 height width"]) -> Float[Tensor, "*batch 3 height width"]:
+    """Return pixels in [-1, 1], with the bits of (pixels / 255 - 0.5) / 0.5 in float64."""
+    return pixels.float().mul_(2).sub_(255).div_(255)  # this numerator is exact
 
 
 def to_pil(picture: Float[Tensor, "3 height width"]) -> Image.Image:
