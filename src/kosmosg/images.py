@@ -158,19 +158,21 @@ def decoder_view(image: Image.Image, size: int = 512) -> Float[Tensor, "3 {size}
     return scaled(decoder_pixels(image, size))
 
 
-def decoder_pixels(image: Image.Image, size: int = 512) -> UInt8[Tensor, "3 {size} {size}"]:
-    """Return `decoder_view` as it is before it is scaled to [-1, 1]: a quarter of the bytes.
+def decoder_pixels(image: Image.Image, size: int = 512) -> UInt8[Tensor, "{size} {size} 3"]:
+    """Return `decoder_view` as bytes in a picture's own order, for `scaled`: a quarter of the size.
 
     Raises:
         PromptError: As `decoder_view`.
     """
     pixels = _centre_square(image, size, Image.Resampling.BILINEAR)
-    return torch.from_numpy(pixels.copy()).permute(2, 0, 1)
+    return torch.from_numpy(pixels.copy())  # Pillow's own may not be written to
 
 
-def scaled(pixels: UInt8[Tensor, "*batch 3 height width"]) -> Float[Tensor, "*batch 3 height width"]:
+def scaled(pixels: UInt8[Tensor, "*batch height width 3"]) -> Float[Tensor, "*batch 3 height width"]:
     """Return pixels in [-1, 1], with the bits of (pixels / 255 - 0.5) / 0.5 in float64."""
-    return pixels.float().mul_(2).sub_(255).div_(255)  # this numerator is exact
+    # Contiguous, as convolutions may choose other arithmetic by the order in memory.
+    values = pixels.movedim(-1, -3).to(torch.float32, memory_format=torch.contiguous_format)
+    return values.mul_(2).sub_(255).div_(255)  # this numerator is exact
 
 
 def to_pil(picture: Float[Tensor, "3 height width"]) -> Image.Image:
@@ -207,7 +209,8 @@ def _centre_square(image: Image.Image, size: int, resample: Image.Resampling) ->
         if target != image.size:
             image = image.resize(target, resample)
         left, top = round((target[0] - size) / 2), round((target[1] - size) / 2)
-        image = image.crop((left, top, left + size, top + size))
+        if target != (size, size):
+            image = image.crop((left, top, left + size, top + size))
     return np.asarray(image)
 
 

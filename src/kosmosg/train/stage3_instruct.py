@@ -40,7 +40,7 @@ class InstructBatch:
     """
 
     sequences: Batch
-    target_pixels: UInt8[Tensor, "batch 3 height width"] | None
+    target_pixels: UInt8[Tensor, "batch height width 3"] | None
     latents: Float[Tensor, "batch channels latent_height latent_width"] | None
 
     @property
