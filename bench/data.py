@@ -2,11 +2,12 @@
 
     python bench/data.py [--samples 192] [--rounds 7] [--memory-samples 100000]
 
-Examples with two entities, cut from synthetic photographs, as JPEG shards; the same pictures as rows
-in the authors' manner (tab-separated, base64 of PNG). Three readers make micro-batches in the same
-kind of process, in turns:
+Examples with two entities, cut from synthetic photographs, as JPEG shards; the same pictures as
+rows in the authors' manner (tab-separated, base64 of PNG). Three readers make micro-batches in the
+same kind of process, in turns:
 
-    ours    bytes, records, coins of composition, both views, tokens, a batch: `kosmosg.train.workers`
+    ours    bytes, records, coins of composition, both views, tokens, a batch: all but the scaling of
+            targets to [-1, 1], which stage 3 does on its device
     floor   only the JPEG decoding of the pictures that stage 3 shows and the two resizes, by Pillow
     rows    the authors' way: line, base64, PNG, float64 transforms, a batch
 
@@ -74,15 +75,14 @@ def example(number: int, side: int) -> Example:
         crop = picture.crop((left, half, left + half, side)).resize((side, side))
         cutout = Image.new("RGB", crop.size, "white")
         disc = Image.fromarray(
-            np.where(np.hypot(*np.mgrid[-1 : 1 : side * 1j, -1 : 1 : side * 1j]) < 0.8, 255, 0)
-            .astype(np.uint8)
+            np.where(
+                np.hypot(*np.mgrid[-1 : 1 : side * 1j, -1 : 1 : side * 1j]) < 0.8, 255, 0
+            ).astype(np.uint8)
         )
         cutout.paste(crop, mask=disc)
         start = CAPTION.index(mention)
         entities.append(
-            Entity(
-                mention=mention, start=start, end=start + len(mention), crop=crop, cutout=cutout
-            )
+            Entity(mention=mention, start=start, end=start + len(mention), crop=crop, cutout=cutout)
         )
     return Example(key=f"{number:06}", caption=CAPTION, entities=tuple(entities), image=picture)
 
@@ -135,9 +135,7 @@ class Floor:
             with path.open("rb") as file:
                 for sample in read_index(path):
                     files = read_sample(file, sample)
-                    self.samples.append(
-                        [files["jpg"], files["0.crop.jpg"], files["1.cutout.jpg"]]
-                    )
+                    self.samples.append([files["jpg"], files["0.crop.jpg"], files["1.cutout.jpg"]])
 
     def batch(self, step: int, size: int) -> list[int]:
         """Return how many pictures were made of each sample."""
@@ -301,7 +299,9 @@ class Watched(Nothing):
 
 def memory(folder: Path, samples: int) -> dict[str, float]:
     """Return what a reading process holds after the first tenth and at the end."""
-    stream = open_stream(DataConfig(sources={"a": SourceConfig(paths=str(folder))}), stage="instruct")
+    stream = open_stream(
+        DataConfig(sources={"a": SourceConfig(paths=str(folder))}), stage="instruct"
+    )
     held: list[int] = []
     batches = range(samples // MICRO_BATCH)
     with closing(Workers(plan(stream, Watched(instruct(64, 64)), batches), workers=1)) as reading:

@@ -168,7 +168,9 @@ def decoder_pixels(image: Image.Image, size: int = 512) -> UInt8[Tensor, "{size}
     return torch.from_numpy(pixels.copy())  # Pillow's own may not be written to
 
 
-def scaled(pixels: UInt8[Tensor, "*batch height width 3"]) -> Float[Tensor, "*batch 3 height width"]:
+def scaled(
+    pixels: UInt8[Tensor, "*batch height width 3"],
+) -> Float[Tensor, "*batch 3 height width"]:
     """Return pixels in [-1, 1], with the bits of (pixels / 255 - 0.5) / 0.5 in float64."""
     # Contiguous, as convolutions may choose other arithmetic by the order in memory.
     values = pixels.movedim(-1, -3).to(torch.float32, memory_format=torch.contiguous_format)

@@ -45,7 +45,8 @@ stream = Mixture(sources, {"a": 2, "b": 2, "c": 1}, seed=0)
 config = train_config(
     steps=int(steps), global_batch_size=8, micro_batch=8, checkpoint_s=0.2, keep_checkpoints=3
 )
-fit(net(), Tells(), stream, config, Path(run_dir), resume="--resume" in sys.argv, workers=int(workers))
+resume = "--resume" in sys.argv
+fit(net(), Tells(), stream, config, Path(run_dir), resume=resume, workers=int(workers))
 """
 
 

@@ -51,7 +51,9 @@ class Names:
     def weight(self, batch: Tensor) -> int:
         return len(batch)
 
-    def loss(self, model: nn.Module, batch: Tensor, generator: torch.Generator) -> dict[str, Tensor]:
+    def loss(
+        self, model: nn.Module, batch: Tensor, generator: torch.Generator
+    ) -> dict[str, Tensor]:
         raise NotImplementedError
 
 

@@ -191,6 +191,6 @@ def test_an_item_of_a_mapping_is_made_by_its_first_change() -> None:
     changed = config.override(WithSources(), changes)
     sources = {"a": SourceConfig(name="x", weight=2), "b": SourceConfig(name="y")}
     assert changed == WithSources(data=Sources(sources=sources))
-    for change in ("data.seed=1", "data.source.a.name=x", "data.sources.a.nam=x"):
+    for change in ("data.seed=1", "data.source.a.name=x", "data.sources.a.named=x"):
         with pytest.raises(ConfigError, match=r"did you mean|would lie inside"):
             config.override(WithSources(), [change])

@@ -52,9 +52,9 @@ def compose(record: Record, rng: np.random.Generator, *, drop: Drop = "sample") 
         DataError: If the record has no picture to aim at, or the one to show is damaged.
 
     Source:
-        Paper section 3.2 (a coin an entity), NUMERICS section 9 (a coin a sample). Deviation: the release silently loses a sample whose
-        mention starts the caption when its words are dropped; here the prompt starts with the
-        picture.
+        Paper section 3.2 (a coin an entity), NUMERICS section 9 (a coin a sample). Deviation: the
+        release silently loses a sample whose mention starts the caption when its words are dropped;
+        here the prompt starts with the picture.
     """
     match record:
         case Example():
@@ -149,6 +149,7 @@ class Composing:
         ]
 
     def _composed(self, record: Record, index: int) -> Composed:
+        last: DataError | None = None
         for attempt in range(ATTEMPTS):
             try:
                 rng = np.random.default_rng(seed_of(self._seed, index))

@@ -110,19 +110,13 @@ def _is_of(spans: Spans, status: os.stat_result) -> bool:
     return (spans.size, spans.mtime_ns) == (status.st_size, status.st_mtime_ns)
 
 
-def _read_all(
-    paths: Sequence[Path], stats: Mapping[Path, os.stat_result]
-) -> dict[Path, Spans]:
+def _read_all(paths: Sequence[Path], stats: Mapping[Path, os.stat_result]) -> dict[Path, Spans]:
     """Read the headers of tars, in threads: most of it is waiting for the disk."""
-    spans: dict[Path, Spans] = {}
     with ThreadPoolExecutor(THREADS) as pool:
-        reading = pool.map(lambda path: (path, _read(path, stats[path])), paths)
+        reading = pool.map(lambda path: _read(path, stats[path]), paths)
         # What takes less than a second needs no progress line.
-        for path, read in tqdm(
-            reading, total=len(paths), desc="indexing shards", unit="shard", delay=1
-        ):
-            spans[path] = read
-    return spans
+        bar = tqdm(reading, total=len(paths), desc="indexing shards", unit="shard", delay=1)
+        return dict(zip(paths, bar, strict=True))
 
 
 def _read(path: Path, status: os.stat_result) -> Spans:
@@ -156,7 +150,15 @@ def _load(folder: Path) -> dict[str, Spans]:
             with place.open("rb") as opened, np.load(opened, allow_pickle=False) as file:
                 return _parsed(folder, json.loads(file["tars"].tobytes()), file["bounds"])
         # Whatever is wrong with it: it is made anew. It comes with the data, maybe from strangers.
-        except (OSError, EOFError, ValueError, KeyError, TypeError, MemoryError, zipfile.BadZipFile):
+        except (
+            OSError,
+            EOFError,
+            ValueError,
+            KeyError,
+            TypeError,
+            MemoryError,
+            zipfile.BadZipFile,
+        ):
             continue
     return {}
 

@@ -83,6 +83,7 @@ class Shards:
         return [self._record(step * size + offset) for offset in range(size)]
 
     def _record(self, number: int) -> object:
+        last: DataError | None = None
         for sample in self._candidates(number):
             try:
                 record = self._read(sample)

@@ -132,9 +132,7 @@ def read_sample(file: BinaryIO, sample: Sample) -> dict[str, bytes]:
     return files
 
 
-def read_span(
-    descriptor: int, start: int, stop: int, *, name: str
-) -> tuple[str, dict[str, bytes]]:
+def read_span(descriptor: int, start: int, stop: int, *, name: str) -> tuple[str, dict[str, bytes]]:
     """Return a sample's key and its files by extension, given its span alone; one read of the tar.
 
     That is 16 bytes to remember of a sample, and each of its headers is read again here.

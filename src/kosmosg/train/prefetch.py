@@ -61,7 +61,9 @@ def cut(
     for first in range(0, len(records), micro_batch):
         part = records[first : first + micro_batch]
         batch = stage.collate(part)
-        keys = tuple(str(getattr(record, "key", start + first + i)) for i, record in enumerate(part))
+        keys = tuple(
+            str(getattr(record, "key", start + first + i)) for i, record in enumerate(part)
+        )
         pieces.append(MicroBatch(start + first, stage.weight(batch), keys, batch))
     return pieces
 

@@ -116,7 +116,7 @@ class _Pickler(pickle.Pickler):
         if type(obj) is not Tensor:
             return NotImplemented
         values = obj.detach().contiguous()
-        raw = values.reshape(-1).view(torch.uint8).numpy()
+        raw: Any = values.reshape(-1).view(torch.uint8).numpy()
         return _tensor, (pickle.PickleBuffer(raw), values.dtype, tuple(values.shape))
 
 

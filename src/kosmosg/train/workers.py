@@ -11,6 +11,7 @@ import traceback
 import warnings
 from collections import deque
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 
 import torch
@@ -34,7 +35,7 @@ def read_ahead(plan: Plan, *, workers: int) -> "Prefetch | Workers":
 
 @dataclass(frozen=True, eq=False)
 class _Process:
-    """A process that reads ahead, as this side sees it: `asked` are the pieces of memory to come."""
+    """A process that reads ahead; `asked` are the pieces of memory that it was told to fill."""
 
     number: int
     socket: socket.socket
@@ -46,9 +47,9 @@ class Workers:
     """Iterates over the steps' micro-batches, prepared ahead by processes in turn.
 
     The processes are forked, so that a stream and a stage need not be pickled; they compute in one
-    thread and touch no GPU. A batch comes back in memory that both sides share. An exception is raised to whoever asks for that step, and what a process left out is
-    counted here. Each process ends by itself as soon as this one is gone, however that came about;
-    Ctrl-C is left to this one.
+    thread and touch no GPU. A batch comes back in memory that both sides share. An exception is
+    raised to whoever asks for that step, and what a process left out is counted here. Each process
+    ends by itself as soon as this one is gone, however that came about; Ctrl-C is left to this one.
     """
 
     def __init__(self, plan: Plan, *, workers: int) -> None:
@@ -76,10 +77,8 @@ class Workers:
             process = self._processes[number % len(self._processes)]
             process.asked.append(process.receiver.free_piece())
             request = _REQUEST.pack(step, piece.start, piece.stop, process.asked[-1])
-            try:
+            with suppress(OSError):  # the process is gone, which its next answer will say
                 process.socket.sendall(request)
-            except OSError:  # the process is gone, which its next answer will say
-                pass
             return
 
     def _answer(self, process: _Process) -> list[MicroBatch]:
@@ -103,11 +102,10 @@ class Workers:
         while self._processes:
             process = self._processes.pop()
             process.socket.close()
-            try:
+            # It may have ended before, and been noticed.
+            with suppress(ProcessLookupError, ChildProcessError):
                 os.kill(process.number, signal.SIGKILL)
                 os.waitpid(process.number, 0)
-            except (ProcessLookupError, ChildProcessError):  # it ended before, and was noticed
-                pass
 
 
 def _fork(plan: Plan, others: list[socket.socket]) -> _Process:

@@ -102,5 +102,5 @@ def test_a_missing_tar_is_named(tmp_path):
     paths = write_tars(tmp_path, [1])
     with pytest.raises(ConfigError, match=r"gone\.tar: No such file or directory; correct"):
         index_tars([*paths, tmp_path / "gone.tar"])
-    with pytest.raises(ConfigError, match="is no ordinary file|Is a directory"):
+    with pytest.raises(ConfigError, match=r"is no ordinary file|Is a directory"):
         index_tars([tmp_path])

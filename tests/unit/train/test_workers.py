@@ -117,7 +117,7 @@ def test_batches_are_equal_to_the_bit(tmp_path):
     from kosmosg.train.stage3_instruct import InstructStage
     from toys.stages import toys
 
-    kinds = write_records(tmp_path, dict.fromkeys(KINDS, [3, 2]))
+    kinds = write_records(tmp_path, {kind: [3, 2] for kind in KINDS})
     sources = {kind.__name__: SourceConfig(paths=str(path)) for kind, path in kinds.items()}
     made = toys()
     stage = InstructStage(
@@ -180,9 +180,9 @@ class Unpicklable(Exception):
 def test_an_exception_comes_through_with_its_words(error, expected, words, workers):
     seen = []
     with closing(read_ahead(plan(Fails(error), stage=Regression()), workers=workers)) as reading:
+        steps = (seen.append(step) for step, _ in reading)
         with pytest.raises(expected) as caught:
-            for step, _ in reading:
-                seen.append(step)
+            list(steps)
     assert seen == [0, 1]
     assert re.search(words, str(caught.value))
     if isinstance(error, DataError):
