@@ -120,29 +120,36 @@ def _set(cfg: T, path: str, text: str) -> T:
     """Return `cfg` with the value at `path` read from `text`: as YAML, else as the bare string.
 
     The second reading lets a field of type str take `007`, `yes` or `a: b`, which YAML would read
-    as something else.
+    as something else. An item of a mapping that is not there yet is made, and what holds the
+    mapping: `data.sources.NAME.paths=FOLDER`.
     """
     try:
         value = yaml.safe_load(text)
     except yaml.YAMLError:
         value = text
-    try:
-        return from_dict(type(cfg), _changed(cfg, path, value))
-    except ConfigError as error:
-        if value == text:
-            raise
-        try:
-            return from_dict(type(cfg), _changed(cfg, path, text))
-        except ConfigError:
-            raise error from None
+    first: ConfigError | None = None
+    for making in (False, True):
+        for read in [value] if value == text else [value, text]:
+            try:
+                return from_dict(type(cfg), _changed(cfg, path, read, making=making))
+            except ConfigError as error:
+                first = first or error
+    assert first is not None  # the loops ran
+    raise first
 
 
-def _changed(cfg: object, path: str, value: object) -> dict[str, Any]:
+def _changed(cfg: object, path: str, value: object, *, making: bool) -> dict[str, Any]:
     root = to_dict(cfg)
     at: object = root
     *parents, last = path.split(".")
+    made = False
     for part in parents:
+        if making and isinstance(at, dict) and at.get(part) is None:
+            made = made or part not in at
+            at[part] = {}
         at = _step(type(cfg), at, path, part)
+    if making and not made:
+        raise ConfigError(f"{path} leads to no new item of a mapping")
     if isinstance(at, dict):
         at[last] = value  # a wrong name is found by from_dict
     else:

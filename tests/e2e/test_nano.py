@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
@@ -10,10 +11,15 @@ from safetensors.torch import load_file
 from transformers import CLIPTextModel
 
 from kosmosg.cli import main
+from kosmosg.data.records import Record
+from kosmosg.data.samples import to_bytes
+from kosmosg.data.tars import write_shard
 from kosmosg.tokenizer import Tokenizer
 from kosmosg.toyworld.captions import words
 from kosmosg.toyworld.foundation import text_ids
 from kosmosg.toyworld.nano import PARTS
+from kosmosg.toyworld.streams import stage1_stream, stage2_stream, stage3_stream
+from kosmosg.train.log import read_log
 
 SMALL = ("steps=2", "optim.warmup_steps=1", "global_batch_size=4", "micro_batch=4")
 
@@ -99,3 +105,65 @@ def test_what_ships_is_judged(workspace: Path, capsys: pytest.CaptureFixture[str
     for row in rows:
         assert report[row]["n"] == 4
         assert {"shape", "body_colour", "pattern", "accessory", "place"} <= report[row].keys()
+
+
+def write_shards(folder: Path, records: Iterable[Record]) -> None:
+    """Write a folder for each kind of record."""
+    by_kind: dict[str, list[Record]] = {}
+    for record in records:
+        by_kind.setdefault(type(record).__name__.lower(), []).append(record)
+    for kind, own in by_kind.items():
+        (folder / kind).mkdir(parents=True)
+        for number in range(2):
+            samples = [(record.key, to_bytes(record)) for record in own[number::2]]
+            write_shard(folder / kind / f"{number}.tar", samples)
+
+
+def test_stages_train_from_shards(workspace: Path, tmp_path: Path) -> None:
+    shutil.copytree(workspace / "nano", tmp_path / "model")
+    captions = stage2_stream(1).batch(0, 6)
+    write_shards(tmp_path / "words", captions)
+    write_shards(tmp_path / "pages", stage1_stream(1).batch(0, 12))
+    write_shards(tmp_path / "mixed", stage3_stream(1).batch(0, 20))
+    # A sample without its pictures, and one of a stage that this is not.
+    bad = [("bad", {"json": to_bytes(captions[0])["json"]}), ("worse", {"txt": b""})]
+    write_shard(tmp_path / "mixed" / "edit" / "2.tar", bad)
+    mixed = tmp_path / "mixed"
+    sources = {
+        "stage1": [f"data.sources.pages.paths={tmp_path / 'pages' / 'document'}"],
+        "stage2": [f"data.sources.words.paths={tmp_path / 'words' / 'caption' / '*.tar'}"],
+        "stage3": [
+            f"data.sources.examples.paths={mixed / 'example'}",
+            "data.sources.examples.weight=2",
+            f"data.sources.edits.paths={mixed / 'edit'}",
+            "data.sources.edits.weight=2",
+            f"data.sources.captions.paths={mixed / 'caption'}",
+            "data.max_skipped=1",
+            "data.workers=1",
+            "data.drop=entity",
+        ],
+    }
+    for part, changes in sources.items():
+        arguments = ["train", f"nano-{part}", *SMALL, *changes, "validation_records=4"]
+        more = ["steps=8", "log_every=4"] if part == "stage3" else []
+        assert main([*arguments, *more, "--workspace", str(tmp_path)]) == 0, part
+    kept = json.loads((tmp_path / "runs" / "stage3" / "config.json").read_text())
+    assert kept["data"]["sources"]["edits"]["weight"] == 2
+    story = json.loads((tmp_path / "runs" / "stage3" / "skips.json").read_text())
+    assert sum(story["skipped"].values()) > 0
+    assert set(story["skipped"]) <= {"no json", "no target picture"}
+    log = read_log(tmp_path / "runs" / "stage3")
+    assert sum(story["skipped"].values()) == max(e.get("records_skipped", 0) for e in log)
+
+
+def test_shards_that_are_not_there_are_named(
+    workspace: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(workspace / "nano", tmp_path / "model")
+    arguments = ["train", "nano-stage3", "data.sources.examples.paths=nowhere/*.tar"]
+    assert main([*arguments, "--workspace", str(tmp_path)]) == 2
+    said = "data source 'examples': nowhere/*.tar: nothing is called so; correct the pattern"
+    assert capsys.readouterr().err.strip() == f"kosmosg: {said}"
+    arguments = ["train", "nano-vae", "data.sources.examples.paths=nowhere"]
+    assert main([*arguments, "--workspace", str(tmp_path)]) == 2
+    assert "part vae draws its own pictures" in capsys.readouterr().err

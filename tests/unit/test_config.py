@@ -1,4 +1,5 @@
 import dataclasses
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -172,3 +173,24 @@ def test_a_failed_save_names_the_file_and_leaves_the_old_one(tmp_path: Path) -> 
     with pytest.raises(ConfigError, match="must end in"):
         config.save(RUN, tmp_path / "run.txt")
     assert list(tmp_path.iterdir()) == []
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Sources:
+    sources: Mapping[str, SourceConfig] = dataclasses.field(default_factory=dict)
+    seed: int = 0
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class WithSources:
+    data: Sources | None = None
+
+
+def test_an_item_of_a_mapping_is_made_by_its_first_change() -> None:
+    changes = ["data.sources.a.name=x", "data.sources.b.name=y", "data.sources.a.weight=2"]
+    changed = config.override(WithSources(), changes)
+    sources = {"a": SourceConfig(name="x", weight=2), "b": SourceConfig(name="y")}
+    assert changed == WithSources(data=Sources(sources=sources))
+    for change in ("data.seed=1", "data.source.a.name=x", "data.sources.a.named=x"):
+        with pytest.raises(ConfigError, match=r"did you mean|would lie inside"):
+            config.override(WithSources(), [change])

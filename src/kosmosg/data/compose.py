@@ -1,6 +1,7 @@
 """From a stage 3 record to an interleaved prompt and its target picture."""
 
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 from jaxtyping import Float
@@ -9,12 +10,18 @@ from torch import Tensor
 
 from kosmosg.data.mixture import Stream, seed_of
 from kosmosg.data.records import Caption, Document, Edit, Example, Record
+from kosmosg.data.skips import Skips
 from kosmosg.errors import DataError, PromptError
 from kosmosg.images import to_rgb
 from kosmosg.sequence import Prompt
 
 DROP_PROBABILITY = 0.5
 BACKGROUND_PROBABILITY = 0.5
+ATTEMPTS = 16
+# What `Composing` notes: a picture opens the prompt, and the release would have lost the sample.
+LOST_BY_RELEASE = "kept, though the release loses it"
+
+Drop = Literal["sample", "entity"]
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -31,23 +38,27 @@ class Composed:
     latents: Float[Tensor, "channels height width"] | None = None
 
 
-def compose(record: Record, rng: np.random.Generator) -> Composed:
+def compose(record: Record, rng: np.random.Generator, *, drop: Drop = "sample") -> Composed:
     """Return the record as stage 3 shows it: entities and edits as pictures among the words.
 
-    One coin a sample drops the words of all its entities (of an edit: the caption of the picture
-    before); one coin an entity keeps the entity's own background, else it stands on white.
+    A coin drops the words of entities (of an edit: the caption of the picture before), each of
+    probability one half; another, one an entity, keeps the entity's own background, else it stands
+    on white.
+
+    Args:
+        drop: One coin for all words of a sample, as released, or one for each entity.
 
     Raises:
         DataError: If the record has no picture to aim at, or the one to show is damaged.
 
     Source:
-        Paper section 3.2, NUMERICS section 9. Deviation: the release silently loses a sample whose
-        mention starts the caption when its words are dropped; here the prompt starts with the
-        picture.
+        Paper section 3.2 (a coin an entity), NUMERICS section 9 (a coin a sample). Deviation: the
+        release silently loses a sample whose mention starts the caption when its words are dropped;
+        here the prompt starts with the picture.
     """
     match record:
         case Example():
-            prompt = _interleave(record, rng)
+            prompt = _interleave(record, rng, drop)
             return Composed(
                 key=record.key, prompt=prompt, target=record.image, caption=record.caption
             )
@@ -80,11 +91,13 @@ def compose(record: Record, rng: np.random.Generator) -> Composed:
             )
 
 
-def _interleave(record: Example, rng: np.random.Generator) -> Prompt:
-    dropped = rng.random() < DROP_PROBABILITY
+def _interleave(record: Example, rng: np.random.Generator, drop: Drop) -> Prompt:
+    dropped = drop == "sample" and rng.random() < DROP_PROBABILITY
     prompt: list[str | Image.Image] = []
     position = 0
     for entity in record.entities:
+        if drop == "entity":
+            dropped = rng.random() < DROP_PROBABILITY
         snippet = record.caption[position : entity.start if dropped else entity.end]
         if snippet and not snippet.endswith(" "):
             snippet += " "
@@ -107,15 +120,63 @@ def _texts(text: str) -> list[str]:
 
 
 class Composing:
-    """A stream of records as stage 3 shows them; the coins depend on (seed, index) only."""
+    """A stream of records as stage 3 shows them; the coins depend on (seed, index) only.
 
-    def __init__(self, stream: Stream, *, seed: int) -> None:
+    A record that cannot be shown, most often as a picture of it is damaged, is counted, and another
+    of the stream, drawn from (seed, index, attempt), stands in its place.
+
+    Args:
+        stream: Records.
+        seed: Of the coins.
+        drop: As `compose`.
+        skips: Counts records left out, and notes those that the release would have lost. None: the
+            first bad record is an error.
+    """
+
+    def __init__(
+        self, stream: Stream, *, seed: int, drop: Drop = "sample", skips: Skips | None = None
+    ) -> None:
         self._stream = stream
         self._seed = seed
+        self._drop: Drop = drop
+        self._skips = skips
 
     def batch(self, step: int, size: int) -> list[Composed]:
         """Return records number `step * size` to `(step + 1) * size - 1`, composed."""
         return [
-            compose(record, np.random.default_rng(seed_of(self._seed, step * size + offset)))
+            self._composed(record, step * size + offset)
             for offset, record in enumerate(self._stream.batch(step, size))
         ]
+
+    def _composed(self, record: Record, index: int) -> Composed:
+        last: DataError | None = None
+        for attempt in range(ATTEMPTS):
+            try:
+                rng = np.random.default_rng(seed_of(self._seed, index))
+                composed = compose(record, rng, drop=self._drop)
+            except DataError as error:
+                if self._skips is None:
+                    raise
+                self._skips.skip(error)
+                last = error
+                instead = seed_of(self._seed, "instead", index, attempt) % 2**48
+                (record,) = self._stream.batch(instead, 1)
+            else:
+                if self._skips is not None and _lost_by_release(record, composed):
+                    self._skips.note(LOST_BY_RELEASE)
+                return composed
+        raise DataError(
+            f"{ATTEMPTS} records in a row could not be composed; the last: {last}; look at them"
+            " with `kosmosg data validate`",
+            reason="too many left out",
+        )
+
+
+def _lost_by_release(record: Record, composed: Composed) -> bool:
+    """Whether a picture has no words before it: the release fails there and drops the sample."""
+    before: str | Image.Image | None = None
+    for part in composed.prompt if isinstance(record, Example) else []:
+        if not isinstance(part, str) and not isinstance(before, str):
+            return True
+        before = part
+    return False

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Mapping
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 from kosmosg.data.readers.img2dataset import caption_from_img2dataset
 from kosmosg.data.records import Record
@@ -12,17 +12,24 @@ PICTURES = ("jpg", "jpeg", "png", "webp")
 TEXT = "txt"
 
 
-def record_of(key: str, files: Mapping[str, bytes]) -> Record:
+def record_of(
+    key: str, files: Mapping[str, bytes], *, pictures: Literal["read", "later"] = "read"
+) -> Record:
     """Return the record of a sample of ours or of img2dataset.
+
+    Args:
+        key: The sample's name in its shard.
+        files: File contents by extension.
+        pictures: As `from_bytes`.
 
     Raises:
         DataError: As `from_bytes`, or if picture or text of an img2dataset sample are damaged.
     """
     if is_img2dataset(files):
-        caption = caption_from_img2dataset(key, files)
+        caption = caption_from_img2dataset(key, files, pictures=pictures)
         check_fits(caption)
         return caption
-    return from_bytes(key, files)
+    return from_bytes(key, files, pictures=pictures)
 
 
 def is_img2dataset(files: Mapping[str, bytes]) -> bool:

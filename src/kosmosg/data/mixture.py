@@ -5,6 +5,7 @@ from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
+from kosmosg.data.skips import Skips
 from kosmosg.errors import ConfigError
 
 
@@ -18,6 +19,43 @@ class Stream(Protocol):
         Resuming at step k is asking for step k: a stream keeps no state.
         """
         ...
+
+
+@runtime_checkable
+class CountingStream(Stream, Protocol):
+    """A stream that counts what it leaves out, in the process that reads it."""
+
+    @property
+    def skips(self) -> Skips:
+        """Return the counts, which whoever reads may take."""
+        ...
+
+
+def rank_slice(global_batch_size: int, *, rank: int, num_ranks: int) -> range:
+    """Return which indices of each step's global batch a rank reads.
+
+    All ranks together read each index once, in order. Noise and coins go by these indices, so that
+    the number of ranks changes none of them.
+
+    Example:
+        >>> rank_slice(8, rank=1, num_ranks=2)
+        range(4, 8)
+    """
+    if not 0 <= rank < num_ranks <= global_batch_size:
+        raise ConfigError(
+            f"rank {rank} of {num_ranks} with a global batch of {global_batch_size}; ranks count"
+            " from 0, and each needs a record"
+        )
+    first, last = (global_batch_size * number // num_ranks for number in (rank, rank + 1))
+    return range(first, last)
+
+
+def read_slice(stream: Stream, step: int, indices: range, *, global_batch_size: int) -> list[Any]:
+    """Return the records of these indices of a step's global batch, and read no others."""
+    first, size = step * global_batch_size + indices.start, len(indices)
+    if first % size == 0:  # in one call, which some streams answer faster
+        return list(stream.batch(first // size, size))
+    return [record for index in range(first, first + size) for record in stream.batch(index, 1)]
 
 
 def seed_of(*parts: int | str) -> int:

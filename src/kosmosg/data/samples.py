@@ -157,12 +157,16 @@ def _jpeg(image: Image.Image) -> bytes:
     return buffer.getvalue()
 
 
-def from_bytes(key: str, files: Mapping[str, bytes]) -> Record:
+def from_bytes(
+    key: str, files: Mapping[str, bytes], *, pictures: Literal["read", "later"] = "read"
+) -> Record:
     """Return the record that a sample's files hold.
 
     Args:
         key: The sample's name in its shard; errors and logs call the record so.
         files: File contents by extension, `json` among them.
+        pictures: Whether a caption's is decoded, which stage 2 never looks at, or only its head
+            read.
 
     Raises:
         DataError: If anything about it is not as it should be; `reason` says what, in few words.
@@ -173,7 +177,8 @@ def from_bytes(key: str, files: Mapping[str, bytes]) -> Record:
             parts = [part.part() for part in fields.items("parts")]
             return Document(key=key, parts=tuple(parts), provenance=fields.provenance())
         case "caption":
-            image = fields.image("image") if fields.has("image") else None
+            read = open_image if pictures == "read" else open_later
+            image = fields.image("image", read) if fields.has("image") else None
             text, provenance = fields.text("text"), fields.provenance()
             return Caption(key=key, text=text, image=image, provenance=provenance)
         case "example":

@@ -20,6 +20,7 @@ class Skips:
         self.reasons: Counter[str] = Counter()
         self.named: dict[str, list[str]] = {}
         self.dropped: Counter[str] = Counter()
+        self.noted: Counter[str] = Counter()
         self._limit = limit
         self._least = least
 
@@ -39,16 +40,49 @@ class Skips:
             DataError: If more than the limit are: something is wrong with the data as a whole.
         """
         self.reasons[error.reason] += 1
-        named = self.named.setdefault(error.reason, [])
-        if len(named) < NAMED:
-            named.append(str(error))
+        self._name(error.reason, [str(error)])
+        self._check(error)
+
+    def note(self, what: str) -> None:
+        """Count something about a record that is used nevertheless."""
+        self.noted[what] += 1
+
+    def take(self) -> "Skips":
+        """Return what was counted, for `add` in another process, and begin anew."""
+        taken = Skips(limit=self._limit, least=self._least)
+        taken.num_kept, self.num_kept = self.num_kept, 0
+        taken.reasons, self.reasons = self.reasons, Counter()
+        taken.named, self.named = self.named, {}
+        taken.noted, self.noted = self.noted, Counter()
+        return taken
+
+    def add(self, other: "Skips") -> None:
+        """Count what another one counted.
+
+        Raises:
+            DataError: As `skip`.
+        """
+        self.num_kept += other.num_kept
+        self.reasons += other.reasons
+        self.noted += other.noted
+        for reason, messages in other.named.items():
+            self._name(reason, messages)
+        if other.named:
+            last = [message for messages in other.named.values() for message in messages][-1]
+            self._check(DataError(last))
+
+    def _name(self, reason: str, messages: list[str]) -> None:
+        named = self.named.setdefault(reason, [])
+        named += messages[: NAMED - len(named)]
+
+    def _check(self, last: DataError) -> None:
         seen = self.num_kept + self.num_skipped
         if seen >= self._least and self.num_skipped > self._limit * seen:
             raise DataError(
                 f"{self.num_skipped} of {seen} records were left out, more than"
-                f" {self._limit:.0%}: {self}; the last: {error}",
+                f" {self._limit:.0%}: {self}; the last: {last}",
                 reason="too many left out",
-            ) from error
+            ) from last
 
     def drop(self, reason: str) -> None:
         """Count a record that a rule leaves out; it is not bad and counts towards no limit."""

@@ -13,17 +13,20 @@ from kosmosg.errors import DataError
 
 MAX_MEMBER_BYTES = 64 * 2**20
 MAX_SAMPLE_FILES = 4_096
+MAX_SAMPLE_BYTES = 2**30
+BLOCK_BYTES = 512
 
 _KEY = re.compile(r"[A-Za-z0-9_\-/]+")
 
 
 @dataclass(frozen=True, slots=True)
 class Member:
-    """A file in a tar: where its bytes are."""
+    """A file in a tar: where its bytes are; its header stands before them, at `header`."""
 
     name: str
     offset: int
     size: int
+    header: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +35,12 @@ class Sample:
 
     key: str
     members: Mapping[str, Member]
+
+    @property
+    def span(self) -> tuple[int, int]:
+        """Return the bytes of the tar, first and behind the last, that hold all of it."""
+        members = list(self.members.values())
+        return members[0].header, members[-1].offset + members[-1].size
 
 
 def write_shard(path: Path, samples: Iterable[tuple[str, Mapping[str, bytes]]]) -> int:
@@ -123,6 +132,89 @@ def read_sample(file: BinaryIO, sample: Sample) -> dict[str, bytes]:
     return files
 
 
+def read_span(descriptor: int, start: int, stop: int, *, name: str) -> tuple[str, dict[str, bytes]]:
+    """Return a sample's key and its files by extension, given its span alone; one read of the tar.
+
+    That is 16 bytes to remember of a sample, and each of its headers is read again here.
+
+    Args:
+        descriptor: Of the tar, opened for reading; its position is neither used nor moved.
+        start: The sample's `span`.
+        stop: The same.
+        name: What a message calls the tar.
+
+    Raises:
+        DataError: If the tar is shorter, or no longer has one sample there.
+    """
+    if stop - start > MAX_SAMPLE_BYTES:
+        raise DataError(
+            f"{name}: the sample at byte {start} has {stop - start} bytes, at most"
+            f" {MAX_SAMPLE_BYTES} are read; remove it",
+            reason="sample too large",
+        )
+    data = os.pread(descriptor, stop - start, start)
+    if len(data) < stop - start:
+        raise DataError(
+            f"{name} ends {stop - start - len(data)} bytes before the sample at byte {start} does;"
+            " copy the shard again",
+            reason="cut-off shard",
+        )
+    try:
+        members = _plain_members(data) or _any_members(data)
+    except (tarfile.TarError, ValueError, EOFError) as error:
+        raise DataError(
+            f"{name}: no sample at byte {start} ({error}); it changed after it was indexed, start"
+            " again",
+            reason="shard changed",
+        ) from error
+    key, files = "", dict[str, bytes]()
+    for member in members:
+        folder, stem, extension = _split(member.name)
+        if stem and extension:
+            key = f"{folder}/{stem}" if folder else stem
+            files[extension] = data[member.offset : member.offset + member.size]
+    return key, files
+
+
+def _plain_members(data: bytes) -> list[Member] | None:
+    """Return the files of a part of a tar; None if a header is not of the commonest kind.
+
+    Ten times as fast as the standard library's, for which a small sample would mostly wait.
+    """
+    members: list[Member] = []
+    position = 0
+    while position < len(data):
+        header = data[position : position + BLOCK_BYTES]
+        size = header[124:136].rstrip(b"\0 ")
+        plain = header[257:262] == b"ustar" and header[156] in b"0\0" and not header[345]
+        if not plain or not size.isdigit():
+            return None
+        name = header[:100].partition(b"\0")[0].decode("utf-8", "surrogateescape")
+        member = Member(name, position + BLOCK_BYTES, int(size, 8), position)
+        if member.offset + member.size > len(data):
+            return None
+        members.append(member)
+        position = member.offset + member.size + -member.size % BLOCK_BYTES
+    return members
+
+
+def _any_members(data: bytes) -> list[Member]:
+    padding = bytes(-len(data) % BLOCK_BYTES)
+    with tarfile.open(fileobj=io.BytesIO(data + padding), mode="r:") as tar:
+        return [
+            Member(info.name, info.offset_data, info.size, info.offset)
+            for info in tar
+            if info.isfile() and not info.issparse()
+        ]
+
+
+def _split(name: str) -> tuple[str, str, str]:
+    """Return a member's folder, stem and extension; the latter two empty if it is no sample's."""
+    folder, _, name = name.rpartition("/")
+    stem, _, extension = name.partition(".")
+    return folder, stem, extension.lower()
+
+
 def _add(tar: tarfile.TarFile, name: str, data: bytes) -> None:
     info = tarfile.TarInfo(name)
     info.size = len(data)
@@ -149,7 +241,7 @@ def _members(path: Path, tar: tarfile.TarFile) -> Iterator[Member]:
                 " copy the shard again",
                 reason="cut-off shard",
             )
-        yield Member(info.name, info.offset_data, info.size)
+        yield Member(info.name, info.offset_data, info.size, info.offset)
         if tar.offset > size:  # cut off in the zeros that fill the member's last block
             break
     _check_end(path, tar.offset)
@@ -183,16 +275,15 @@ def _check_end(path: Path, offset: int) -> None:
 def _grouped(path: Path, members: Iterator[Member]) -> Iterator[Sample]:
     key, files = "", dict[str, Member]()
     for member in members:
-        folder, _, name = member.name.rpartition("/")
-        stem, dot, extension = name.partition(".")
-        if not stem or not dot:  # no sample: hidden files, files without an extension
+        folder, stem, extension = _split(member.name)
+        if not stem or not extension:  # no sample: hidden files, files without an extension
             continue
         this = f"{folder}/{stem}" if folder else stem
-        if this != key or extension.lower() in files:
+        if this != key or extension in files:
             if files:
                 yield Sample(key, files)
             key, files = this, dict[str, Member]()
-        files[extension.lower()] = member
+        files[extension] = member
         if len(files) > MAX_SAMPLE_FILES:
             raise DataError(
                 f"{path}: sample {key[:80]!r} has more than {MAX_SAMPLE_FILES} files",

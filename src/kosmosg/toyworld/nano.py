@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Literal
 
+from kosmosg.data.sources import DataConfig
 from kosmosg.toyworld.scenes import PATTERNS, SHAPES
 from kosmosg.train.loop import TrainConfig
 from kosmosg.train.optim import EmaConfig, OptimConfig
@@ -39,11 +40,15 @@ class FoundationConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class NanoConfig:
-    """One part of the nano run."""
+    """One part of the nano run.
+
+    `data` are shards that stages 1 to 3 train from; None is the toy world's own endless records.
+    """
 
     part: str
     stage: FoundationConfig | LanguageConfig | AlignConfig | InstructConfig
     train: TrainConfig
+    data: DataConfig | None = None
 
 
 def _train(*, steps: int, batch: int, lr: float, seed: int, ema: float = 0.999) -> TrainConfig:

@@ -22,6 +22,7 @@ from transformers import CLIPTextModel, CLIPVisionModel
 
 from kosmosg.config import to_dict
 from kosmosg.data.compose import Composing
+from kosmosg.data.sources import open_stream
 from kosmosg.errors import CheckpointError, ConfigError
 from kosmosg.model.alignernet import AlignerNet
 from kosmosg.model.clip_vision import ClipVision
@@ -85,6 +86,11 @@ def train(
     run_dir = workspace / "runs" / name
     if leg > 1:
         config = replace(config, train=replace(config.train, seed=config.train.seed + 1000 * leg))
+        if config.data is not None:
+            data = replace(config.data, seed=config.data.seed + 1000 * leg)
+            config = replace(config, data=data)
+    if config.data is not None and isinstance(config.stage, FoundationConfig):
+        raise ConfigError(f"part {config.part} draws its own pictures; data is for stages 1 to 3")
     tokenizer = Tokenizer.from_words(words())
     tokenizer.save_pretrained(model_dir / "tokenizer")
     torch.manual_seed(config.train.seed)
@@ -163,12 +169,16 @@ def _train_stage(
     config: NanoConfig, model_dir: Path, run_dir: Path, tokenizer: Tokenizer, *, resume: bool
 ) -> dict[str, nn.Module]:
     seed = config.train.seed
+    assert not isinstance(config.stage, FoundationConfig)  # those have a function of their own
+    given = None if config.data is None else open_stream(config.data, stage=config.stage.kind)
+    workers = 0 if config.data is None else config.data.workers
     if config.part == "stage1":
         mllm = _load(MLLM, model_dir / "stage2" / "mllm", lambda: _new_mllm(model_dir, tokenizer))
         parts = Parts(
             model=mllm,
             tokenizer=tokenizer,
-            stream=stage1_stream(seed),
+            stream=given or stage1_stream(seed),
+            workers=workers,
             validation=stage1_stream(seed + VALIDATION),
             samples=samples.described(mllm, tokenizer),
         )
@@ -188,7 +198,8 @@ def _train_stage(
         parts = Parts(
             model=KosmosG(mllm, aligner),
             tokenizer=tokenizer,
-            stream=stage2_stream(seed),
+            stream=given or stage2_stream(seed),
+            workers=workers,
             validation=stage2_stream(seed + VALIDATION),
             samples=samples.in_words(pipe),
             text_tower=TextTower(
@@ -205,13 +216,14 @@ def _train_stage(
         parts = Parts(
             model=KosmosG(mllm, aligner),
             tokenizer=tokenizer,
-            stream=Composing(stage3_stream(seed), seed=seed),
+            stream=given or Composing(stage3_stream(seed), seed=seed),
+            workers=workers,
             validation=Composing(stage3_stream(seed + VALIDATION), seed=seed),
             samples=samples.in_context(pipeline(tokenizer, unet, vae, mllm, aligner)),
             image_decoder=ImageDecoder(vae, unet),
         )
         made = {"mllm": mllm, "aligner": aligner}
-    run_config = RunConfig(stage=config.stage, train=config.train)  # pyright: ignore[reportArgumentType]
+    run_config = RunConfig(stage=config.stage, train=config.train)
     run(run_config, parts, run_dir, resume=resume, recipe=to_dict(config))
     return made
 

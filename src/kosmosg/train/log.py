@@ -10,9 +10,11 @@ from typing import Any
 
 from tqdm import tqdm
 
+from kosmosg.data.skips import Skips
 from kosmosg.errors import ConfigError, KosmosGError
 
 LOG_NAME = "log.jsonl"
+SKIPS_NAME = "skips.json"
 
 
 class RunLog:
@@ -68,10 +70,42 @@ class RunLog:
             self._file.write(json.dumps(entry).encode() + b"\n")
             self._board.write(step, {name: v for name, v in entry.items() if name != "step"})
         except OSError as error:
-            raise KosmosGError(
-                f"cannot write the log in {self._run_dir}: {error.strerror or error}; make room,"
-                " then continue with --resume (the checkpoints are intact)"
-            ) from error
+            raise self._cannot_write(error) from error
+
+    def write_skips(self, step: int, skips: Skips) -> None:
+        """Write how many records were left out since the run began or went on, if any were.
+
+        `skips.json` has the reasons and names the first records of each.
+
+        Raises:
+            KosmosGError: As `write`.
+        """
+        counts = {**skips.reasons, **skips.noted}
+        if not counts:
+            return
+        values = {f"records/{what}": float(count) for what, count in counts.items()}
+        self.write(step, {"records_skipped": float(skips.num_skipped), **values})
+        story = {
+            "kept": skips.num_kept,
+            "skipped": dict(skips.reasons.most_common()),
+            "noted": dict(skips.noted.most_common()),
+            "named": dict(skips.named),  # a copy: a thread may be reading on
+        }
+        self._keep(SKIPS_NAME, json.dumps(story, indent=1, ensure_ascii=False) + "\n")
+
+    def _keep(self, name: str, text: str) -> None:
+        part = self._run_dir / f".{name}.part"
+        try:
+            part.write_text(text, encoding="utf-8")
+            part.replace(self._run_dir / name)
+        except OSError as error:
+            raise self._cannot_write(error) from error
+
+    def _cannot_write(self, error: OSError) -> KosmosGError:
+        return KosmosGError(
+            f"cannot write the log in {self._run_dir}: {error.strerror or error}; make room,"
+            " then continue with --resume (the checkpoints are intact)"
+        )
 
     def close(self) -> None:
         """Finish the progress line and the files."""

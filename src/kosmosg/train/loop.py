@@ -4,7 +4,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from kosmosg import checkpoint
 from kosmosg.config import to_dict
-from kosmosg.data.mixture import Stream, seed_of
+from kosmosg.data.mixture import Stream, rank_slice, seed_of
 from kosmosg.errors import CheckpointError, ConfigError, KosmosGError
 from kosmosg.train.log import RunLog
 from kosmosg.train.optim import (
@@ -27,7 +27,7 @@ from kosmosg.train.optim import (
     restore_optimizer,
     set_rate,
 )
-from kosmosg.train.prefetch import MicroBatch, Prefetch, cut, to_device
+from kosmosg.train.prefetch import MicroBatch, Plan, cut, to_device
 from kosmosg.train.rundir import open_run_dir, signals_received
 from kosmosg.train.stage import (
     Stage,
@@ -36,6 +36,7 @@ from kosmosg.train.stage import (
     frozen_sum,
     micro_batch_generator,
 )
+from kosmosg.train.workers import read_ahead
 
 _COUNTS = (
     "steps",
@@ -84,6 +85,7 @@ def fit(
     run_dir: Path,
     *,
     resume: bool = False,
+    workers: int = 0,
     validation: Stream | None = None,
     samples: Samples | None = None,
     recipe: Mapping[str, Any] | None = None,
@@ -101,6 +103,7 @@ def fit(
         config: The run.
         run_dir: Holds config.json, log.jsonl, tensorboard/, checkpoints/ and samples/.
         resume: Continue from the newest whole checkpoint there; start anew if there is none.
+        workers: Processes that read ahead, for the same result; 0 is a thread.
         validation: Records that are not trained on.
         samples: Makes a picture of what the model can do by now.
         recipe: The whole configuration that `config` is a part of, kept in config.json and
@@ -117,7 +120,7 @@ def fit(
         run = _Run(model, stage, config, run_dir, kept)
         if resume:
             run.restore()
-        run.train(stream, validation, samples)
+        run.train(stream, workers, validation, samples)
         return run.finish()
 
 
@@ -147,25 +150,27 @@ class _Run:
 
     # ------------------------------------------------------------------------------ the loop
 
-    def train(self, stream: Stream, validation: Stream | None, samples: Samples | None) -> None:
+    def train(
+        self,
+        stream: Stream,
+        workers: int,
+        validation: Stream | None,
+        samples: Samples | None,
+    ) -> None:
         config = self.config
-        log = RunLog(
-            self.run_dir,
-            first_step=self.step,
-            steps=config.steps,
-            batch_size=config.global_batch_size,
-        )
-        reading = Prefetch(
-            self.stage,
-            stream,
+        plan = Plan(
+            stage=self.stage,
+            stream=stream,
             steps=range(self.step, config.steps),
+            indices=rank_slice(config.global_batch_size, rank=0, num_ranks=1),
             global_batch_size=config.global_batch_size,
             micro_batch=config.micro_batch,
         )
-        held_out = self._held_out(validation)
-        saved_at = time.monotonic()
-        recent: list[dict[str, Tensor]] = []
-        try:
+        reading = read_ahead(plan, workers=workers)
+        with closing(reading), closing(self._open_log()) as log:
+            held_out = self._held_out(validation)
+            saved_at = time.monotonic()
+            recent: list[dict[str, Tensor]] = []
             with signals_received() as received:
                 for step, pieces in reading:
                     recent.append(self._update(step, pieces))
@@ -174,6 +179,8 @@ class _Run:
                     if self._due(config.log_every):
                         log.write(self.step, _means(recent))
                         recent.clear()
+                        if plan.skips is not None:
+                            log.write_skips(self.step, plan.skips)
                     if held_out and self._due(config.validate_every):
                         log.write(self.step, self._validate(held_out))
                     if samples and self._due(config.samples_every):
@@ -183,9 +190,10 @@ class _Run:
                     if time.monotonic() - saved_at >= config.checkpoint_s:
                         self.save()
                         saved_at = time.monotonic()
-        finally:
-            reading.close()
-            log.close()
+
+    def _open_log(self) -> RunLog:
+        steps, size = self.config.steps, self.config.global_batch_size
+        return RunLog(self.run_dir, first_step=self.step, steps=steps, batch_size=size)
 
     def _due(self, every: int) -> bool:
         return self.step % every == 0 or self.step == self.config.steps

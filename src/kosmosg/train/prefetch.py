@@ -1,4 +1,4 @@
-"""Reading ahead: records are drawn and collated in a thread while the step computes."""
+"""Reading ahead in a thread: records are drawn and collated while the step computes."""
 
 import queue
 import threading
@@ -8,7 +8,8 @@ from typing import Any
 
 import torch
 
-from kosmosg.data.mixture import Stream
+from kosmosg.data.mixture import CountingStream, Stream, read_slice
+from kosmosg.data.skips import Skips
 from kosmosg.train.stage import Stage
 
 
@@ -22,14 +23,48 @@ class MicroBatch:
     batch: Any
 
 
-def cut(stage: Stage, records: Sequence[Any], *, micro_batch: int) -> list[MicroBatch]:
-    """Return the records of a step as collated micro-batches."""
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """What is read: of each of `steps` these `indices` of the global batch, cut and collated."""
+
+    stage: Stage
+    stream: Stream
+    steps: range
+    indices: range
+    global_batch_size: int
+    micro_batch: int
+
+    @property
+    def skips(self) -> Skips | None:
+        """Return what the stream counts, if it counts."""
+        return self.stream.skips if isinstance(self.stream, CountingStream) else None
+
+    @property
+    def pieces(self) -> list[range]:
+        """Return the indices of each micro-batch."""
+        start, stop = self.indices.start, self.indices.stop
+        firsts = range(start, stop, self.micro_batch)
+        return [range(first, min(first + self.micro_batch, stop)) for first in firsts]
+
+    def prepare(self, step: int, indices: range) -> list[MicroBatch]:
+        """Return these indices of a step, read at once and cut."""
+        size = self.global_batch_size
+        records = read_slice(self.stream, step, indices, global_batch_size=size)
+        return cut(self.stage, records, micro_batch=self.micro_batch, start=indices.start)
+
+
+def cut(
+    stage: Stage, records: Sequence[Any], *, micro_batch: int, start: int = 0
+) -> list[MicroBatch]:
+    """Return records, the first of which has index `start`, as collated micro-batches."""
     pieces = []
     for first in range(0, len(records), micro_batch):
         part = records[first : first + micro_batch]
         batch = stage.collate(part)
-        keys = tuple(str(getattr(record, "key", first + i)) for i, record in enumerate(part))
-        pieces.append(MicroBatch(first, stage.weight(batch), keys, batch))
+        keys = tuple(
+            str(getattr(record, "key", start + first + i)) for i, record in enumerate(part)
+        )
+        pieces.append(MicroBatch(start + first, stage.weight(batch), keys, batch))
     return pieces
 
 
@@ -48,29 +83,19 @@ class Prefetch:
     An exception raised while preparing a step is raised to whoever asks for that step.
     """
 
-    def __init__(
-        self,
-        stage: Stage,
-        stream: Stream,
-        *,
-        steps: range,
-        global_batch_size: int,
-        micro_batch: int,
-        depth: int = 2,
-    ) -> None:
+    def __init__(self, plan: Plan, *, depth: int = 2) -> None:
         self._queue: queue.Queue[list[MicroBatch] | BaseException] = queue.Queue(depth)
         self._stopping = threading.Event()
-        self._steps = steps
+        self._steps = plan.steps
 
         def prepare(step: int) -> list[MicroBatch] | BaseException:
             try:
-                records = stream.batch(step, global_batch_size)
-                return cut(stage, records, micro_batch=micro_batch)
+                return plan.prepare(step, plan.indices)
             except BaseException as error:  # noqa: BLE001 - it is raised again in the loop's thread
                 return error
 
         def work() -> None:
-            for step in steps:
+            for step in plan.steps:
                 prepared = prepare(step)
                 while not self._stopping.is_set():
                     try:

@@ -40,12 +40,13 @@ class Parts:
     """What a stage works with besides its configuration.
 
     `model` is an MLLM for stage 1 and a KosmosG for the others; stage 2 needs the text tower,
-    stage 3 the image decoder.
+    stage 3 the image decoder. `workers` are processes that read the stream; 0 is a thread.
     """
 
     model: MLLM | KosmosG
     tokenizer: Tokenizer
     stream: Stream
+    workers: int = 0
     validation: Stream | None = None
     samples: Samples | None = None
     text_tower: TextTower | None = None
@@ -80,6 +81,7 @@ def run(
         config.train,
         run_dir,
         resume=resume,
+        workers=parts.workers,
         validation=parts.validation,
         samples=parts.samples,
         recipe=to_dict(config) if recipe is None else recipe,

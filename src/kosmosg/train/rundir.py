@@ -16,7 +16,10 @@ CONFIG_NAME = "config.json"
 
 # What a resumed run may change: none of these changes the weights that come out.
 FREE_FIELDS = frozenset(
-    {"device", "checkpoint_s", "keep_checkpoints", "log_every", "samples_every", "validate_every"}
+    {
+        *("device", "checkpoint_s", "keep_checkpoints", "log_every", "samples_every"),
+        *("validate_every", "workers", "max_skipped"),
+    }
 )
 
 

@@ -5,11 +5,11 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, UInt8
 from torch import Tensor
 
 from kosmosg.data.compose import Composed
-from kosmosg.images import decoder_view
+from kosmosg.images import decoder_pixels, scaled
 from kosmosg.model.image_decoder import ImageDecoder
 from kosmosg.model.kosmosg import KosmosG
 from kosmosg.sequence import Batch, collate, encode
@@ -34,18 +34,26 @@ class InstructConfig:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class InstructBatch:
-    """Sequences and their targets: pictures in [-1, 1], or latents where the stream gave them."""
+    """Sequences and their targets: pictures, or latents where the stream gave them.
+
+    Pictures travel as bytes, and are scaled to [-1, 1] where they are used.
+    """
 
     sequences: Batch
-    target_images: Float[Tensor, "batch 3 height width"] | None
+    target_pixels: UInt8[Tensor, "batch height width 3"] | None
     latents: Float[Tensor, "batch channels latent_height latent_width"] | None
+
+    @property
+    def target_images(self) -> Float[Tensor, "batch 3 height width"] | None:
+        """Return the pictures in [-1, 1]."""
+        return None if self.target_pixels is None else scaled(self.target_pixels)
 
     def to(self, device: torch.device | str) -> "InstructBatch":
         """Return the batch on another device."""
-        pictures, latents = self.target_images, self.latents
+        pictures, latents = self.target_pixels, self.latents
         return InstructBatch(
             sequences=self.sequences.to(device),
-            target_images=None if pictures is None else pictures.to(device),
+            target_pixels=None if pictures is None else pictures.to(device),
             latents=None if latents is None else latents.to(device),
         )
 
@@ -86,10 +94,10 @@ class InstructStage:
         latents = [record.latents for record in records if record.latents is not None]
         if len(latents) == len(records):
             return InstructBatch(
-                sequences=sequences, target_images=None, latents=torch.stack(latents)
+                sequences=sequences, target_pixels=None, latents=torch.stack(latents)
             )
-        pictures = [decoder_view(record.target, self._target_size) for record in records]
-        return InstructBatch(sequences=sequences, target_images=torch.stack(pictures), latents=None)
+        pictures = [decoder_pixels(record.target, self._target_size) for record in records]
+        return InstructBatch(sequences=sequences, target_pixels=torch.stack(pictures), latents=None)
 
     def weight(self, batch: InstructBatch) -> int:
         """Return the number of pictures."""
@@ -107,8 +115,8 @@ class InstructStage:
         dropped = draws.coin(self._condition_drop, device=device)
 
         latents = batch.latents
-        if batch.target_images is not None:
-            latents = decoder.encode_images(batch.target_images, draws.generators())
+        if (target_images := batch.target_images) is not None:
+            latents = decoder.encode_images(target_images, draws.generators())
         assert latents is not None  # a batch has the one or the other
         latents = latents.float()
         noise = draws.normal(*latents.shape[1:], device=device)

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from itertools import count
 from pathlib import Path
-from typing import IO, ParamSpec, TypeGuard, TypeVar, cast
+from typing import IO, Literal, ParamSpec, TypeGuard, TypeVar, cast
 
 from PIL import Image
 
@@ -18,7 +18,7 @@ from kosmosg.data.records import Record
 from kosmosg.data.samples import check_fits
 from kosmosg.data.skips import Skips
 from kosmosg.errors import DataError, PromptError
-from kosmosg.images import open_image
+from kosmosg.images import open_image, open_later
 
 PICTURES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff")
 MAX_LINE_BYTES = 256 * 2**20  # a row of ten pictures of 512 pixels, as PNG in base64, has 8 MB
@@ -105,13 +105,17 @@ def inside(root: Path, name: str, place: str) -> Path:
     return root / given
 
 
-def picture(source: bytes | Path, place: str) -> Image.Image:
-    """Return a picture of a record.
+def picture(
+    source: bytes | Path, place: str, *, pictures: Literal["read", "later"] = "read"
+) -> Image.Image:
+    """Return a picture of a record; `later`, of bytes, as `samples.from_bytes` has it.
 
     Raises:
         DataError: If it is none that `open_image` takes.
     """
     try:
+        if pictures == "later" and isinstance(source, bytes):
+            return open_later(source)
         return open_image(source)
     except PromptError as error:
         raise DataError(f"{place}: {error}", reason="unreadable picture") from error

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import BinaryIO, cast
+from typing import BinaryIO, Literal, cast
 
 from kosmosg.data.readers.files import (
     PICTURES,
@@ -42,22 +42,30 @@ def read_img2dataset(path: Path, *, skips: Skips) -> Iterator[Caption]:
             yield from tried(skips, _record, tar, name, key, files)
 
 
-def caption_from_img2dataset(key: str, files: Mapping[str, bytes]) -> Caption:
+def caption_from_img2dataset(
+    key: str, files: Mapping[str, bytes], *, pictures: Literal["read", "later"] = "read"
+) -> Caption:
     """Return the caption that a sample of img2dataset's tars holds.
 
     Args:
         key: The sample's name, taken as it is.
         files: File contents by extension: a picture, `txt` or `json` or both.
+        pictures: As `samples.from_bytes`.
 
     Raises:
         DataError: If it has no caption, or its picture is missing or damaged.
     """
     fields = parse(files["json"], f"sample {key}") if "json" in files else {}
-    return caption_of(key, files, fields, place=f"sample {key}")
+    return caption_of(key, files, fields, place=f"sample {key}", pictures=pictures)
 
 
 def caption_of(
-    key: str, files: Mapping[str, bytes], fields: Mapping[str, object], *, place: str
+    key: str,
+    files: Mapping[str, bytes],
+    fields: Mapping[str, object],
+    *,
+    place: str,
+    pictures: Literal["read", "later"] = "read",
 ) -> Caption:
     """Return a caption from a sample's files and what is known of it.
 
@@ -66,6 +74,7 @@ def caption_of(
         files: By extension; the words in `txt` go before those among the fields.
         fields: Of its row or its `json`.
         place: How a message calls it.
+        pictures: As `samples.from_bytes`.
 
     Raises:
         DataError: As `caption_from_img2dataset`.
@@ -81,7 +90,7 @@ def caption_of(
             f"{place} has no picture, its status is {str(status)[:40]!r}; download it again",
             reason="missing picture",
         )
-    image = None if data is None else picture(data, place)
+    image = None if data is None else picture(data, place, pictures=pictures)
     return Caption(key=key, text=text, image=image, provenance=said(fields, but=NO_PROVENANCE))
 
 

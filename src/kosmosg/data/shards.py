@@ -1,0 +1,195 @@
+"""A stream of the records in WebDataset tars: record number n is a function of (seed, n)."""
+
+import functools
+import os
+import threading
+from collections import OrderedDict
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from kosmosg.data.index import index_tars
+from kosmosg.data.mixture import seed_of
+from kosmosg.data.skips import Skips
+from kosmosg.data.tars import read_span
+from kosmosg.errors import ConfigError, DataError
+
+ATTEMPTS = 16
+OPEN_FILES = 32
+
+Decode = Callable[[str, Mapping[str, bytes]], Any]
+
+
+class Shards:
+    """Endless records of some tars, each once an epoch.
+
+    Shuffled, an epoch is a permutation of the tars, cut into windows of a few of them, and within
+    each window a permutation of all their samples: reading stays within a few files, and neighbours
+    in a file come apart. Both permutations are drawn from (seed, epoch). Stored order is that of
+    the tars as given and of the samples in them.
+
+    A damaged sample is counted, and another of the same tars, drawn from (seed, n, attempt), stands
+    in its place. Reading is safe in several threads and after a fork.
+
+    Args:
+        paths: The tars. Their order matters.
+        decode: From a sample's key and files to a record.
+        seed: Of everything drawn.
+        window: Tars of a window.
+        order: Whether samples are shuffled.
+        skips: Counts what is left out, a cut-off tar's rest among it.
+
+    Raises:
+        ConfigError: If a tar is missing, or none has a sample.
+        DataError: If too much is left out.
+    """
+
+    def __init__(
+        self,
+        paths: Sequence[Path],
+        *,
+        decode: Decode,
+        seed: int,
+        skips: Skips,
+        window: int = 8,
+        order: Literal["shuffled", "stored"] = "shuffled",
+    ) -> None:
+        if window < 1:
+            raise ConfigError(f"window is {window} shards; it must be at least 1")
+        self.skips = skips
+        self._index = index_tars(paths)
+        for damage in self._index.damages:
+            skips.skip(damage)
+        if not self._index.num_samples:
+            why = f" ({self._index.damages[0]})" if self._index.damages else ""
+            shown = ", ".join(map(str, paths[:2])) or "no shards"
+            raise ConfigError(f"{shown}: no samples in {len(paths)} shards{why}; give others")
+        self._decode = decode
+        self._seed = seed
+        self._window = window
+        self._order = order
+        self._files = _Files(max(OPEN_FILES, 2 * window))
+        self._counts = np.diff(self._index.firsts)
+        self._layout = (-1, self._counts, self._counts)  # no epoch's yet
+
+    def __len__(self) -> int:
+        """Return the samples of an epoch."""
+        return self._index.num_samples
+
+    def batch(self, step: int, size: int) -> list[Any]:
+        """Return records number `step * size` to `(step + 1) * size - 1`."""
+        return [self._record(step * size + offset) for offset in range(size)]
+
+    def _record(self, number: int) -> object:
+        last: DataError | None = None
+        for sample in self._candidates(number):
+            try:
+                record = self._read(sample)
+            except DataError as error:
+                self.skips.skip(error)
+                last = error
+            else:
+                self.skips.keep()
+                return record
+        raise DataError(
+            f"{1 + ATTEMPTS} samples in a row could not be used; the last: {last}; look at them"
+            " with `kosmosg data validate`",
+            reason="too many left out",
+        )
+
+    def _candidates(self, number: int) -> Iterator[int]:
+        yield self.sample(number)
+        for attempt in range(ATTEMPTS):
+            yield seed_of(self._seed, "instead", number, attempt) % len(self)
+
+    def _read(self, sample: int) -> object:
+        tar = int(np.searchsorted(self._index.firsts, sample, side="right")) - 1
+        path = self._index.paths[tar]
+        start, stop = map(int, self._index.bounds[sample])
+        return self._decode(*self._files.read(path, start, stop))
+
+    def sample(self, number: int) -> int:
+        """Return which of the tars' samples, numbered through, record number `number` is."""
+        epoch, place = divmod(number, len(self))
+        if self._order == "stored":
+            return place
+        tars, ends = self._layout_of(epoch)
+        window = int(np.searchsorted(ends, place, side="right"))
+        first = int(ends[window - 1]) if window else 0
+        within = _permutation(seed_of(self._seed, epoch, window), int(ends[window]) - first)
+        chosen = int(within[place - first])
+        for tar in tars[window * self._window : (window + 1) * self._window]:
+            if chosen < self._counts[tar]:
+                return int(self._index.firsts[tar]) + chosen
+            chosen -= int(self._counts[tar])
+        raise AssertionError("a place behind its window")
+
+    def _layout_of(self, epoch: int) -> tuple[np.ndarray, np.ndarray]:
+        """Return an epoch's order of tars, and how many samples there are to each window's end."""
+        kept, tars, ends = self._layout
+        if kept != epoch:
+            tars = _permutation(seed_of(self._seed, epoch), len(self._counts))
+            sums = np.cumsum(self._counts[tars])
+            ends = np.append(sums[self._window - 1 : -1 : self._window], sums[-1])
+            self._layout = (epoch, tars, ends)  # in one assignment: another thread may read it
+        return tars, ends
+
+
+@functools.lru_cache(maxsize=32)
+def _permutation(seed: int, count: int) -> np.ndarray:
+    return np.random.default_rng(seed).permutation(count).astype(np.uint32)
+
+
+class _Files:
+    """Tars opened for reading, the last used ones; each process opens its own."""
+
+    def __init__(self, limit: int) -> None:
+        self._limit = limit
+        self._open: OrderedDict[Path, _File] = OrderedDict()
+        self._lock = threading.Lock()
+        self._process = os.getpid()
+
+    def read(self, path: Path, start: int, stop: int) -> tuple[str, dict[str, bytes]]:
+        # The file stays open while it is held here, whoever pushes it out of the row meanwhile.
+        file = self._file(path)
+        try:
+            return read_span(file.descriptor, start, stop, name=str(path))
+        except OSError as error:
+            raise DataError(
+                f"{path}: {error.strerror or error}, reading the sample at byte {start}",
+                reason="unreadable shard",
+            ) from error
+
+    def _file(self, path: Path) -> "_File":
+        if self._process != os.getpid():  # the lock may be held by a thread that did not come along
+            self._open, self._lock, self._process = OrderedDict(), threading.Lock(), os.getpid()
+        with self._lock:
+            file = self._open.get(path)
+            if file is None:
+                self._open[path] = file = _File(path)
+            self._open.move_to_end(path)
+            while len(self._open) > self._limit:
+                self._open.popitem(last=False)
+        return file
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return (_Files, (self._limit,))
+
+
+class _File:
+    """An open file that is closed when nobody uses it any more."""
+
+    def __init__(self, path: Path) -> None:
+        try:
+            self.descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        except OSError as error:
+            raise DataError(
+                f"{path}: {error.strerror or error}; it was there when the run began",
+                reason="unreadable shard",
+            ) from error
+
+    def __del__(self) -> None:
+        if hasattr(self, "descriptor"):
+            os.close(self.descriptor)

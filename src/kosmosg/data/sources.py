@@ -1,0 +1,156 @@
+"""What a stage trains from: tars by name and weight, opened as one stream."""
+
+import glob
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
+
+from kosmosg.data.compose import Composing, Drop
+from kosmosg.data.foreign import record_of
+from kosmosg.data.mixture import Mixture, Stream, seed_of
+from kosmosg.data.records import Caption, Document, Edit, Example, Record
+from kosmosg.data.shards import Shards
+from kosmosg.data.skips import Skips
+from kosmosg.errors import ConfigError, DataError
+
+StageName = Literal["language", "align", "align_pictures", "instruct"]
+
+_KINDS: Mapping[StageName, tuple[type, ...]] = {
+    "language": (Document,),
+    "align": (Caption,),
+    "align_pictures": (Example, Edit, Caption),
+    "instruct": (Example, Edit, Caption),
+}
+_COMPOSED: Sequence[StageName] = ("align_pictures", "instruct")
+
+
+@dataclass(frozen=True, kw_only=True)
+class SourceConfig:
+    """Tars that belong together.
+
+    `paths` are tars, folders of them, or patterns such as `data/*.tar`, of our records or as
+    img2dataset writes them; `weight` is how many records come from here for each that a source of
+    weight 1 gives.
+    """
+
+    paths: str | tuple[str, ...]
+    weight: int = 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataConfig:
+    """What a stage trains from.
+
+    `sources` go by a name of your own. `order`, `window` and `seed` say how each is shuffled, as
+    `Shards` describes. `workers` are processes that read, decode and collate; 0 is a thread. More
+    than the share `max_skipped` of bad records ends the run. `drop` is for stage 3: whether one
+    coin drops the words of all entities of a sample, as released, or one each.
+    """
+
+    sources: Mapping[str, SourceConfig] = field(default_factory=dict)
+    seed: int = 0
+    order: Literal["shuffled", "stored"] = "shuffled"
+    window: int = 8
+    workers: int = 0
+    max_skipped: float = 0.1
+    drop: Drop = "sample"
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Opened:
+    """A stream, and what it counts in the process that reads it."""
+
+    stream: Stream
+    skips: Skips
+
+    def batch(self, step: int, size: int) -> Sequence[Any]:
+        """Return records number `step * size` to `(step + 1) * size - 1`."""
+        return self.stream.batch(step, size)
+
+
+def open_stream(config: DataConfig, *, stage: StageName) -> Opened:
+    """Return the blend of the sources, as a stage takes it.
+
+    Stage 3's records are composed. Stage 2's pictures are not decoded. Records of a kind that the
+    stage cannot use are left out like damaged ones.
+
+    Raises:
+        ConfigError: If there are no sources, a path is wrong, or a number is out of its range.
+        DataError: If the tars are so damaged that more than `max_skipped` is left out.
+
+    Source:
+        Paper section 3.2: stage 3 mixes constructed, edits and captions 2:2:1.
+    """
+    _check(config)
+    skips = Skips(limit=config.max_skipped)
+    streams: dict[str, Stream] = {}
+    for name, source in config.sources.items():
+        seed = seed_of(config.seed, name)
+        streams[name] = Shards(
+            find_tars(source.paths, name=name),
+            decode=partial(_decode, stage),
+            seed=seed,
+            skips=skips,
+            window=config.window,
+            order=config.order,
+        )
+        if stage in _COMPOSED:
+            # Below the blend, so that what stands in for a bad record comes from its own source.
+            streams[name] = Composing(streams[name], seed=seed, drop=config.drop, skips=skips)
+    weights = {name: source.weight for name, source in config.sources.items()}
+    return Opened(stream=Mixture(streams, weights, seed=config.seed), skips=skips)
+
+
+def find_tars(paths: str | Sequence[str], *, name: str) -> list[Path]:
+    """Return the tars of a source: files in the order given, those of folders and patterns sorted.
+
+    Raises:
+        ConfigError: If one is missing, a folder or pattern has none, or a tar comes twice.
+    """
+    found: list[Path] = []
+    for given in [paths] if isinstance(paths, str) else paths:
+        path = Path(given).expanduser()
+        if path.is_dir():
+            tars = sorted(one for one in path.glob("*.tar") if not one.name.startswith("."))
+            remedy = "the folder has no *.tar; name the folder that holds the shards"
+        elif path.exists() or not glob.has_magic(given):
+            tars, remedy = [path], ""
+        else:
+            tars = sorted(map(Path, glob.glob(str(path))))
+            remedy = "nothing is called so; correct the pattern"
+        if not tars or not tars[0].exists():
+            remedy = remedy or "there is no such file or folder; correct the path"
+            raise ConfigError(f"data source {name!r}: {given}: {remedy}")
+        found += tars
+    if not found:
+        raise ConfigError(f"data source {name!r} has no paths; name its tars or their folder")
+    path, times = Counter(found).most_common(1)[0]
+    if times > 1:
+        raise ConfigError(f"data source {name!r} has {path} {times} times; use its weight instead")
+    return found
+
+
+def _check(config: DataConfig) -> None:
+    if not config.sources:
+        raise ConfigError("data.sources is empty; name tars: data.sources.NAME.paths=FOLDER")
+    if not 0 <= config.max_skipped <= 1:
+        raise ConfigError(f"data.max_skipped = {config.max_skipped}; it is a share, 0 to 1")
+    if config.workers < 0:
+        raise ConfigError(f"data.workers = {config.workers}; it is 0 (a thread) or more processes")
+    if not 0 <= config.seed < 2**63:
+        raise ConfigError(f"data.seed = {config.seed}; it must lie between 0 and 2**63 - 1")
+
+
+def _decode(stage: StageName, key: str, files: Mapping[str, bytes]) -> Record:
+    pictures = "later" if stage == "align" else "read"
+    record = record_of(key, files, pictures=pictures)
+    if not isinstance(record, _KINDS[stage]):
+        wanted = " or ".join(kind.__name__.lower() for kind in _KINDS[stage])
+        raise DataError(
+            f"record {key} is a {type(record).__name__.lower()}; stage {stage!r} takes {wanted}",
+            reason="wrong kind",
+        )
+    return record
