@@ -1,6 +1,5 @@
 """A stream of the records in WebDataset tars: record number n is a function of (seed, n)."""
 
-import functools
 import os
 import threading
 from collections import OrderedDict
@@ -12,6 +11,7 @@ import numpy as np
 
 from kosmosg.data.index import index_tars
 from kosmosg.data.mixture import seed_of
+from kosmosg.data.order import Order
 from kosmosg.data.skips import Skips
 from kosmosg.data.tars import read_span
 from kosmosg.errors import ConfigError, DataError
@@ -23,12 +23,7 @@ Decode = Callable[[str, Mapping[str, bytes]], Any]
 
 
 class Shards:
-    """Endless records of some tars, each once an epoch.
-
-    Shuffled, an epoch is a permutation of the tars, cut into windows of a few of them, and within
-    each window a permutation of all their samples: reading stays within a few files, and neighbours
-    in a file come apart. Both permutations are drawn from (seed, epoch). Stored order is that of
-    the tars as given and of the samples in them.
+    """Endless records of some tars, each once an epoch: shuffled as `Order` has it, or as stored.
 
     A damaged sample is counted, and another of the same tars, drawn from (seed, n, attempt), stands
     in its place. Reading is safe in several threads and after a fork.
@@ -68,11 +63,10 @@ class Shards:
             raise ConfigError(f"{shown}: no samples in {len(paths)} shards{why}; give others")
         self._decode = decode
         self._seed = seed
-        self._window = window
-        self._order = order
         self._files = _Files(max(OPEN_FILES, 2 * window))
-        self._counts = np.diff(self._index.firsts)
-        self._layout = (-1, self._counts, self._counts)  # no epoch's yet
+        counts = np.diff(self._index.firsts).tolist()
+        drawn = seed if order == "shuffled" else None
+        self._order = Order(counts, seed=drawn, window=window)
 
     def __len__(self) -> int:
         """Return the samples of an epoch."""
@@ -112,34 +106,40 @@ class Shards:
 
     def sample(self, number: int) -> int:
         """Return which of the tars' samples, numbered through, record number `number` is."""
-        epoch, place = divmod(number, len(self))
-        if self._order == "stored":
-            return place
-        tars, ends = self._layout_of(epoch)
-        window = int(np.searchsorted(ends, place, side="right"))
-        first = int(ends[window - 1]) if window else 0
-        within = _permutation(seed_of(self._seed, epoch, window), int(ends[window]) - first)
-        chosen = int(within[place - first])
-        for tar in tars[window * self._window : (window + 1) * self._window]:
-            if chosen < self._counts[tar]:
-                return int(self._index.firsts[tar]) + chosen
-            chosen -= int(self._counts[tar])
-        raise AssertionError("a place behind its window")
+        shard, place = self._order[number]
+        return int(self._index.firsts[shard]) + place
 
-    def _layout_of(self, epoch: int) -> tuple[np.ndarray, np.ndarray]:
-        """Return an epoch's order of tars, and how many samples there are to each window's end."""
-        kept, tars, ends = self._layout
-        if kept != epoch:
-            tars = _permutation(seed_of(self._seed, epoch), len(self._counts))
-            sums = np.cumsum(self._counts[tars])
-            ends = np.append(sums[self._window - 1 : -1 : self._window], sums[-1])
-            self._layout = (epoch, tars, ends)  # in one assignment: another thread may read it
-        return tars, ends
+    @property
+    def num_shards(self) -> int:
+        """Return how many tars there are."""
+        return len(self._index.paths)
+
+    def shard(self, index: int) -> "Shard":
+        """Return the records of one tar, in the order in which they stand there."""
+        first, last = map(int, self._index.firsts[index : index + 2])
+        return Shard(self._read, range(first, last))
+
+    def fingerprint(self, index: int) -> str:
+        """Return what changes when a tar does: its name, size and time."""
+        path = self._index.paths[index]
+        status = path.stat()
+        return f"{path.name} {status.st_size} {status.st_mtime_ns}"
 
 
-@functools.lru_cache(maxsize=32)
-def _permutation(seed: int, count: int) -> np.ndarray:
-    return np.random.default_rng(seed).permutation(count).astype(np.uint32)
+class Shard(Sequence[Any]):
+    """The records of one tar, each read when it is asked for; a damaged one is a DataError."""
+
+    def __init__(self, read: Callable[[int], object], samples: range) -> None:
+        self._read = read
+        self._samples = samples
+
+    def __len__(self) -> int:
+        """Return how many there are."""
+        return len(self._samples)
+
+    def __getitem__(self, index: Any) -> Any:  # noqa: ANN401 - a record
+        """Return one."""
+        return self._read(self._samples[index])
 
 
 class _Files:
