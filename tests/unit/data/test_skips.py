@@ -34,3 +34,19 @@ def test_as_many_as_the_limit_are_no_reason_to_stop():
     skips.skip(bad(0))
     skips.skip(bad(1))
     assert skips.num_skipped == 2
+
+
+def test_what_was_counted_elsewhere_is_added_up():
+    here, there = Skips(limit=0.5, least=10), Skips(limit=0.5, least=10)
+    for count, skips in ((4, here), (3, there)):
+        skips.keep(count)
+        for number in range(count):
+            skips.skip(bad(number + 10 * count))
+            skips.note("odd")
+    here.add(there.take())
+    assert (there.num_kept, there.num_skipped, there.named, there.noted) == (0, 0, {}, {})
+    assert (here.num_kept, here.num_skipped, here.noted["odd"]) == (7, 7, 7)
+    assert here.named["bad json"] == [f"record {n} is bad" for n in (40, 41, 42, 43, 30)]
+    there.skip(bad(0, "no json"))
+    with pytest.raises(DataError, match=r"8 of 15 .* the last: record 0 is bad"):
+        here.add(there.take())
