@@ -11,6 +11,7 @@ from kosmosg.data.samples import to_bytes
 from kosmosg.data.sources import DataConfig, SourceConfig, find_tars, open_stream
 from kosmosg.data.tars import write_shard
 from kosmosg.errors import ConfigError, DataError
+from toys.model import toy_picture
 from toys.shards import KINDS, write_records, write_tars
 
 
@@ -46,8 +47,8 @@ def test_stage_3_is_a_blend_of_composed_records(tmp_path):
 
 
 def test_stage_2_reads_no_pixel(tmp_path):
-    broken = png()[:60] + bytes(20)  # its head is whole
-    files = to_bytes(Caption(key="c", text="words", image=Image.new("RGB", (8, 8))))
+    files = to_bytes(Caption(key="c", text="words", image=toy_picture(0, (64, 64))))
+    broken = files["png"][: len(files["png"]) // 2]  # its head is whole
     (tmp_path / "a").mkdir()
     write_shard(tmp_path / "a" / "0.tar", [("c", {**files, "png": broken})])
     (record,) = open_stream(config(a=tmp_path / "a"), stage="align").batch(0, 1)
