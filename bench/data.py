@@ -6,7 +6,7 @@ Examples with two entities, cut from synthetic photographs, as JPEG shards; the 
 rows in the authors' manner (tab-separated, base64 of PNG). Three readers make micro-batches in the
 same kind of process, in turns:
 
-    ours    bytes, records, coins of composition, both views, tokens, a batch: all but the scaling of
+    ours    bytes, records, coins of composition, views, tokens, a batch: all but the scaling of
             targets to [-1, 1], which stage 3 does on its device
     floor   only the JPEG decoding of the pictures that stage 3 shows and the two resizes, by Pillow
     rows    the authors' way: line, base64, PNG, float64 transforms, a batch

@@ -15,7 +15,19 @@ from PIL import Image
 
 from kosmosg import images
 from kosmosg.errors import PromptError
-from kosmosg.images import Look, clip_view, decoder_view, look_at, open_image, to_pil, to_rgb
+from kosmosg.images import (
+    CLIP_MEAN,
+    CLIP_STD,
+    Look,
+    clip_view,
+    decoder_pixels,
+    decoder_view,
+    look_at,
+    open_image,
+    scaled,
+    to_pil,
+    to_rgb,
+)
 
 RED, WHITE = (255, 0, 0), (255, 255, 255)
 
@@ -361,3 +373,14 @@ def test_the_decoder_view_comes_back(side: int, seed: int) -> None:
 def test_what_is_out_of_range_is_clipped() -> None:
     picture = torch.tensor([-3.0, 0.0, 3.0])[:, None, None].expand(3, 1, 2)
     assert list(to_pil(picture).get_flattened_data()) == [(0, 128, 255)] * 2
+
+
+def test_views_have_the_bits_of_float64_at_every_level() -> None:
+    levels = np.arange(256, dtype=np.uint8).reshape(16, 16)
+    image = Image.fromarray(np.stack([levels, levels.T, levels[::-1]], -1))
+    exact = np.asarray(image, np.float64) / 255
+    clip = torch.from_numpy((exact - CLIP_MEAN) / CLIP_STD).permute(2, 0, 1).float()
+    assert clip_view(image, 16).equal(clip)
+    target = torch.from_numpy((exact - 0.5) / 0.5).permute(2, 0, 1).float()
+    assert decoder_view(image, 16).equal(target)
+    assert scaled(torch.stack([decoder_pixels(image, 16)] * 2)).equal(torch.stack([target] * 2))

@@ -12,9 +12,11 @@ from kosmosg.data.compose import Composing, Drop
 from kosmosg.data.foreign import record_of
 from kosmosg.data.mixture import Mixture, Stream, seed_of
 from kosmosg.data.records import Caption, Document, Edit, Example, Record
+from kosmosg.data.rows import PackedRows, pack_shards
 from kosmosg.data.shards import Shards
 from kosmosg.data.skips import Skips
 from kosmosg.errors import ConfigError, DataError
+from kosmosg.tokenizer import Tokenizer
 
 StageName = Literal["language", "align", "align_pictures", "instruct"]
 
@@ -57,6 +59,16 @@ class DataConfig:
     workers: int = 0
     max_skipped: float = 0.1
     drop: Drop = "sample"
+    row: int | None = None
+    row_cache: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class RowSizes:
+    """By what a row's positions are counted."""
+
+    tokenizer: Tokenizer
+    num_latents: int
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -71,11 +83,14 @@ class Opened:
         return self.stream.batch(step, size)
 
 
-def open_stream(config: DataConfig, *, stage: StageName) -> Opened:
+def open_stream(
+    config: DataConfig, *, stage: StageName, sizes: RowSizes | None = None
+) -> Opened:
     """Return the blend of the sources, as a stage takes it.
 
     Stage 3's records are composed. Stage 2's pictures are not decoded. Records of a kind that the
-    stage cannot use are left out like damaged ones.
+    stage cannot use are left out like damaged ones. Stage 1's are packed where `config.row` says
+    so, which needs `sizes`; captions then count as documents of a picture and its words.
 
     Raises:
         ConfigError: If there are no sources, a path is wrong, or a number is out of its range.
@@ -85,23 +100,45 @@ def open_stream(config: DataConfig, *, stage: StageName) -> Opened:
         Paper section 3.2: stage 3 mixes constructed, edits and captions 2:2:1.
     """
     _check(config)
+    if config.row is not None and (stage != "language" or sizes is None):
+        raise ConfigError(f"data.row is {config.row}, and stage {stage!r} has no rows; remove it")
+    packed_kinds = () if config.row is None else (Caption,)
     skips = Skips(limit=config.max_skipped)
     streams: dict[str, Stream] = {}
     for name, source in config.sources.items():
         seed = seed_of(config.seed, name)
-        streams[name] = Shards(
+        shards = Shards(
             find_tars(source.paths, name=name),
-            decode=partial(_decode, stage),
+            decode=partial(_decode, _KINDS[stage] + packed_kinds, stage),
             seed=seed,
             skips=skips,
             window=config.window,
             order=config.order,
         )
+        streams[name] = shards
         if stage in _COMPOSED:
             # Below the blend, so that what stands in for a bad record comes from its own source.
-            streams[name] = Composing(streams[name], seed=seed, drop=config.drop, skips=skips)
+            streams[name] = Composing(shards, seed=seed, drop=config.drop, skips=skips)
+        if config.row is not None:
+            assert sizes is not None  # checked above
+            streams[name] = _packed(shards, config.row, config, sizes, seed=seed, skips=skips)
     weights = {name: source.weight for name, source in config.sources.items()}
     return Opened(stream=Mixture(streams, weights, seed=config.seed), skips=skips)
+
+
+def _packed(
+    shards: Shards, row: int, config: DataConfig, sizes: RowSizes, *, seed: int, skips: Skips
+) -> PackedRows:
+    packed = pack_shards(
+        shards,
+        sizes.tokenizer,
+        num_latents=sizes.num_latents,
+        skips=skips,
+        seq_len=row,
+        cache_dir=None if config.row_cache is None else Path(config.row_cache).expanduser(),
+    )
+    drawn = seed if config.order == "shuffled" else None
+    return PackedRows(shards, packed, seed=drawn, skips=skips, window=config.window)
 
 
 def find_tars(paths: str | Sequence[str], *, name: str) -> list[Path]:
@@ -138,17 +175,21 @@ def _check(config: DataConfig) -> None:
         raise ConfigError("data.sources is empty; name tars: data.sources.NAME.paths=FOLDER")
     if not 0 <= config.max_skipped <= 1:
         raise ConfigError(f"data.max_skipped = {config.max_skipped}; it is a share, 0 to 1")
+    if config.row is not None and config.row < 8:
+        raise ConfigError(f"data.row = {config.row}; a row has at least 8 positions")
     if config.workers < 0:
         raise ConfigError(f"data.workers = {config.workers}; it is 0 (a thread) or more processes")
     if not 0 <= config.seed < 2**63:
         raise ConfigError(f"data.seed = {config.seed}; it must lie between 0 and 2**63 - 1")
 
 
-def _decode(stage: StageName, key: str, files: Mapping[str, bytes]) -> Record:
+def _decode(
+    kinds: tuple[type, ...], stage: StageName, key: str, files: Mapping[str, bytes]
+) -> Record:
     pictures = "later" if stage == "align" else "read"
     record = record_of(key, files, pictures=pictures)
-    if not isinstance(record, _KINDS[stage]):
-        wanted = " or ".join(kind.__name__.lower() for kind in _KINDS[stage])
+    if not isinstance(record, kinds):
+        wanted = " or ".join(kind.__name__.lower() for kind in kinds)
         raise DataError(
             f"record {key} is a {type(record).__name__.lower()}; stage {stage!r} takes {wanted}",
             reason="wrong kind",

@@ -22,7 +22,7 @@ from transformers import CLIPTextModel, CLIPVisionModel
 
 from kosmosg.config import to_dict
 from kosmosg.data.compose import Composing
-from kosmosg.data.sources import open_stream
+from kosmosg.data.sources import Opened, RowSizes, open_stream
 from kosmosg.errors import CheckpointError, ConfigError
 from kosmosg.model.alignernet import AlignerNet
 from kosmosg.model.clip_vision import ClipVision
@@ -64,6 +64,7 @@ GENERATION = GenerationConfig(
 )
 # Validation records have seeds of their own, whatever the leg.
 VALIDATION = 500
+NUM_LATENTS = 16  # slots of a picture
 
 
 def train(
@@ -170,7 +171,7 @@ def _train_stage(
 ) -> dict[str, nn.Module]:
     seed = config.train.seed
     assert not isinstance(config.stage, FoundationConfig)  # those have a function of their own
-    given = None if config.data is None else open_stream(config.data, stage=config.stage.kind)
+    given = _given(config, tokenizer)
     workers = 0 if config.data is None else config.data.workers
     if config.part == "stage1":
         mllm = _load(MLLM, model_dir / "stage2" / "mllm", lambda: _new_mllm(model_dir, tokenizer))
@@ -228,6 +229,14 @@ def _train_stage(
     return made
 
 
+def _given(config: NanoConfig, tokenizer: Tokenizer) -> Opened | None:
+    """Return the stream of the user's own data, or None for the toy world's."""
+    if config.data is None or isinstance(config.stage, FoundationConfig):
+        return None
+    sizes = RowSizes(tokenizer=tokenizer, num_latents=NUM_LATENTS)
+    return open_stream(config.data, stage=config.stage.kind, sizes=sizes)
+
+
 Part = TypeVar("Part", bound=Any)
 
 
@@ -280,7 +289,7 @@ def _new_mllm(model_dir: Path, tokenizer: Tokenizer) -> MLLM:
         intermediate_size=768,
         num_hidden_layers=5,
         num_attention_heads=6,
-        num_latents=16,
+        num_latents=NUM_LATENTS,
         vision_hidden_size=VISION["hidden_size"],
         vision_intermediate_size=VISION["intermediate_size"],
         vision_layers=VISION["num_hidden_layers"],

@@ -41,3 +41,19 @@ def test_what_a_rule_drops_is_counted_and_towards_no_limit():
     for _ in range(3):
         skips.drop("too small")
     assert (skips.dropped, skips.num_skipped) == ({"too small": 3}, 0)
+
+
+def test_what_was_counted_elsewhere_is_added_up():
+    here, there = Skips(limit=0.5, least=10), Skips(limit=0.5, least=10)
+    for count, skips in ((4, here), (3, there)):
+        skips.keep(count)
+        for number in range(count):
+            skips.skip(bad(number + 10 * count))
+            skips.note("odd")
+    here.add(there.take())
+    assert (there.num_kept, there.num_skipped, there.named, there.noted) == (0, 0, {}, {})
+    assert (here.num_kept, here.num_skipped, here.noted["odd"]) == (7, 7, 7)
+    assert here.named["bad json"] == [f"record {n} is bad" for n in (40, 41, 42, 43, 30)]
+    there.skip(bad(0, "no json"))
+    with pytest.raises(DataError, match=r"8 of 15 .* the last: record 0 is bad"):
+        here.add(there.take())

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kosmosg.data.tars import MAX_MEMBER_BYTES, read_index, read_sample, write_shard
+from kosmosg.data.tars import MAX_MEMBER_BYTES, read_index, read_sample, read_span, write_shard
 from kosmosg.errors import DataError
 
 SAMPLES = [("000", {"json": b"{}", "0.crop.png": b"picture"}), ("a/001", {"txt": b"words"})]
@@ -154,3 +154,45 @@ def test_a_header_that_is_none_and_a_second_tar_behind_the_first_are_no_end(tmp_
         with pytest.raises(DataError, match=rf"at byte {byte} is neither a member nor") as e:
             list(read_index(path))
         assert e.value.reason == "damaged shard"
+
+
+def spans(path):
+    with path.open("rb") as file:
+        for sample in read_index(path):
+            yield sample.key, read_span(file.fileno(), *sample.span, name=path.name)
+
+
+@given(
+    st.dictionaries(
+        st.from_regex(r"[a-z0-9_\-]{1,8}", fullmatch=True) | st.just("long" * 60 + "/name"),
+        st.dictionaries(st.sampled_from(["txt", "0.jpg"]), st.binary(max_size=600), min_size=1),
+        min_size=1,
+    )
+)
+def test_a_sample_is_read_by_its_span(tmp_path_factory, samples):
+    """Long names too, whose headers are of another kind."""
+    path = tmp_path_factory.mktemp("any") / "s.tar"
+    with tarfile.open(path, "w") as tar:
+        for key, files in samples.items():
+            for extension, data in files.items():
+                info = tarfile.TarInfo(f"{key}.{extension}")
+                info.size, info.mtime = len(data), len(data) / 7  # webdataset writes fractions
+                tar.addfile(info, io.BytesIO(data))
+    for key, (own_key, files) in spans(path):
+        assert own_key == key
+        assert files == samples[key]
+
+
+def test_a_span_of_a_changed_shard_is_an_error(tmp_path):
+    path = tmp_path / "s.tar"
+    write_shard(path, SAMPLES)
+    (sample, _) = read_index(path)
+    start, stop = sample.span
+    with path.open("rb") as file:
+        with pytest.raises(DataError, match=r"no sample at byte 3 .*; it changed after"):
+            read_span(file.fileno(), start + 3, stop, name="s.tar")
+        with pytest.raises(DataError, match=r"the sample at byte 0 has \d+ bytes, at most"):
+            read_span(file.fileno(), 0, 2**31, name="s.tar")
+    path.write_bytes(path.read_bytes()[: stop - 10])
+    with path.open("rb") as file, pytest.raises(DataError, match="ends 10 bytes before the sample"):
+        read_span(file.fileno(), start, stop, name="s.tar")
