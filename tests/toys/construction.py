@@ -52,6 +52,11 @@ class Reader:
     def __call__(self, unit: Words, skips: Skips) -> Iterator[Record]:
         items = list(zip(unit.keys, zip(unit.keys, unit.words, strict=True), strict=True))
         yield from records_of(self._make, items, size=3, skips=skips)
+        if "stumble" in unit.words and not (self.flags / "stumbled").exists():
+            (self.flags / "stumbled").touch()
+            raise RuntimeError("the server is away")
+        if "fall" in unit.words:
+            raise RuntimeError("the server is gone")
         if "leave" in unit.words:
             raise DataError(f"unit {unit.name} ends in the middle", reason="cut off")
 
@@ -100,7 +105,7 @@ def keys_in(output: Path) -> list[str]:
 
 
 def leftovers(output: Path) -> list[str]:
-    return [path.name for path in output.iterdir() if path.name.endswith(".part")]
+    return [path.name for path in output.glob("*.part")]
 
 
 if __name__ == "__main__":

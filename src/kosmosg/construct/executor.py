@@ -245,7 +245,7 @@ class _Run:
                     f"{ATTEMPTS} workers in a row died while they were made; the last:"
                     f" {death.how}; take fewer workers or smaller models"
                 )
-        if self.queue:
+        if len(self.queue) > len(self.idle):
             pool.start(place)
 
     def _leave(self, place: int) -> Unit:

@@ -145,6 +145,14 @@ def test_an_error_that_ends_a_unit_fails_it_and_the_others_go_on(
     assert "1 of 2 units are done and kept" in said
 
 
+def test_a_unit_that_its_worker_cannot_finish_is_tried_again(output: Path, flags: Path) -> None:
+    summary = construct(units_of(["a", "stumble"], ["fall"]), output, flags)
+    assert keys_in(output) == ["000/0", "000/1"]
+    (said,) = summary.failed.values()
+    assert said.startswith("RuntimeError: the server is gone (construction.py, line ")
+    assert said.endswith("(3 attempts)")
+
+
 def test_a_second_record_of_a_key_is_skipped(output: Path, flags: Path) -> None:
     def make():
         reader = MakeReader(flags)()
