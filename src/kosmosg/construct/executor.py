@@ -169,7 +169,7 @@ class _Run:
         """
         counts = _sum([self.total, *self.live.values()])
         bad = sum(counts.skipped.values())
-        seen = counts.records + bad + sum(counts.dropped.values())
+        seen = counts.records + bad  # what a rule leaves out says nothing of the rest
         if seen >= LEAST and bad > self.limit * seen:
             reasons = Counter(counts.skipped).most_common()
             raise DataError(

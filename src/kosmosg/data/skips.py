@@ -39,9 +39,7 @@ class Skips:
             DataError: If more than the limit are: something is wrong with the data as a whole.
         """
         self.reasons[error.reason] += 1
-        named = self.named.setdefault(error.reason, [])
-        if len(named) < NAMED:
-            named.append(str(error))
+        self._name(error.reason, str(error))
         seen = self.num_kept + self.num_skipped
         if seen >= self._least and self.num_skipped > self._limit * seen:
             raise DataError(
@@ -50,9 +48,21 @@ class Skips:
                 reason="too many left out",
             ) from error
 
-    def drop(self, reason: str) -> None:
-        """Count a record that a rule leaves out; it is not bad and counts towards no limit."""
+    def drop(self, reason: str, what: str | None = None) -> None:
+        """Count a record that a rule leaves out; it is not bad and counts towards no limit.
+
+        Args:
+            reason: A short fixed phrase.
+            what: Which record, where somebody may want to look at the first of them.
+        """
         self.dropped[reason] += 1
+        if what is not None:
+            self._name(reason, what)
+
+    def _name(self, reason: str, what: str) -> None:
+        named = self.named.setdefault(reason, [])
+        if len(named) < NAMED:
+            named.append(what)
 
     def __str__(self) -> str:
         """Return the reasons and their counts, the commonest first."""
