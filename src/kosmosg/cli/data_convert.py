@@ -110,7 +110,7 @@ def convert(
         _note(output, settings, skips, {**counts, "done": is_done})
         _tell(skips, counts)
     if not counts["records"]:
-        raise DataError(f"{source} gave no record; left out: {skips or 'nothing'}")
+        raise DataError(f"{source} gave no record; left out: {str(skips) or 'nothing'}")
     print(output)
 
 
@@ -215,6 +215,13 @@ def _note(output: Path, settings: _Settings, skips: "Skips", counts: dict[str, A
 def _tell(skips: "Skips", counts: dict[str, int]) -> None:
     print(f"{counts['records']} records in {counts['shards']} shards", file=sys.stderr)
     for reason, count in skips.reasons.most_common():
-        print(f"left out: {count} {reason}, such as {skips.named[reason][0]}", file=sys.stderr)
+        print(
+            f"left out: {count} {reason}, such as {_line(skips.named[reason][0])}", file=sys.stderr
+        )
     for reason, count in skips.dropped.most_common():
         print(f"dropped: {count} {reason}", file=sys.stderr)
+
+
+def _line(message: str) -> str:
+    """Return a message as one line that moves no cursor: it holds strangers' names."""
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in message)

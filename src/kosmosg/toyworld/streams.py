@@ -177,12 +177,23 @@ def _example(key: str, rng: np.random.Generator) -> Plan:
                 crop, cutout = cut(pictures[0], masks[0, index])
             entities.append(
                 Entity(
-                    mention=mention, start=start, end=start + len(mention), crop=crop, cutout=cutout
+                    mention=mention,
+                    start=start,
+                    end=start + len(mention),
+                    crop=crop,
+                    cutout=cutout,
+                    mask=_seen(masks[0], index),
                 )
             )
         return Example(key=key, caption="".join(parts), entities=tuple(entities), image=pictures[0])
 
     return scenes, make
+
+
+def _seen(masks: np.ndarray, index: int) -> Image.Image | None:
+    """Return where a subject is to be seen, or None: those after it are drawn over it."""
+    seen = masks[index] & ~masks[index + 1 :].any(0)
+    return Image.fromarray(seen) if seen.any() else None
 
 
 def entity_scenes(subject: Subject, rng: np.random.Generator) -> list[Scene]:

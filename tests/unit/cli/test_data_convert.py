@@ -134,10 +134,18 @@ def test_photographs_are_written_as_jpeg(run, tars, tmp_path):
     assert set(sample.members) == {"jpg", "json"}
 
 
+def test_names_of_strangers_move_no_cursor(run, tmp_path):
+    write_tar(tmp_path / "in" / "\x1b[2J\n.tar", {"a.jpg": b"", "a.txt": b"a", "b.txt": b"b"})
+    code, _, notes = run("data", "convert", "auto", tmp_path / "in", "-o", tmp_path / "out")
+    assert code == 0
+    assert "\x1b" not in notes
+    assert r"/in/\x1b[2J\n.tar: sample 'a'" in notes
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (("img2dateset", "in", "-o", "out"), "did you mean img2dataset?"),
+        (("img2data", "in", "-o", "out"), "did you mean img2dataset?"),
         (("xyz", "in", "-o", "out"), "the formats are img2dataset, parquet"),
         (("auto", "none", "-o", "out"), "none does not exist"),
         (("auto", "in", "-o", "in/out"), "in/out is inside in; write to a directory beside it"),

@@ -21,8 +21,8 @@ from kosmosg.errors import DataError, PromptError
 from kosmosg.images import open_image
 
 PICTURES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff")
-PACKED = ("", ".gz", ".zip")
 MAX_LINE_BYTES = 256 * 2**20  # a row of ten pictures of 512 pixels, as PNG in base64, has 8 MB
+MAX_OBJECT_BYTES = 32 * 2**20  # of brackets alone, they would take 1 GB in memory
 MAX_SHORT_LENGTH = 2_000
 
 P = ParamSpec("P")
@@ -205,6 +205,12 @@ def parse_any(data: bytes, place: str) -> object:
     Raises:
         DataError: If it is damaged.
     """
+    if len(data) > MAX_OBJECT_BYTES:
+        raise DataError(
+            f"{place}: its JSON has {len(data)} bytes, at most {MAX_OBJECT_BYTES} are read; split"
+            " it",
+            reason="json too large",
+        )
     try:
         return json.loads(data)
     except (ValueError, RecursionError) as error:

@@ -47,7 +47,9 @@ def read_folders(path: Path, *, skips: Skips) -> Iterator[Edit | Caption]:
         DataError: If it is unclear which folder is what, or too many were skipped.
     """
     if not path.is_dir():
-        raise DataError(f"{path} is no directory; name one with target/ and control/")
+        raise DataError(
+            f"{path} is no directory; name one with target/ and control/", reason="missing file"
+        )
     layout = _layout(path)
     if layout is None:
         yield from _captioned(path, skips)

@@ -62,7 +62,9 @@ def detect(path: Path) -> str:
 
 
 def _of_directory(path: Path) -> set[str | None]:
-    if (path / "seeds.json").is_file() or any(path.glob("*/prompt.json")):
+    if (path / "seeds.json").is_file() or any(
+        any(path.glob(pattern)) for pattern in ("*/prompt.json", "*/*/prompt.json")
+    ):
         return {"instructpix2pix"}
     if (path / "json" / "train.json").is_file():
         return {_of_file(path / "json" / "train.json")}
@@ -108,9 +110,8 @@ def _of_file(path: Path) -> str | None:
             return _of_rows(path)
         case ".txt":
             return "text"
-    if path.suffix == ".json":
-        return _of_rows(next(sources_of(path)))
-    return None
+    first = next(sources_of(path), None) if path.suffix == ".json" else None
+    return None if first is None else _of_rows(first)
 
 
 def _of_tar(path: Path) -> str | None:

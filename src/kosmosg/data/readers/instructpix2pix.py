@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from kosmosg.data.readers.files import (
+    MAX_OBJECT_BYTES,
     inside,
     is_object,
     opened,
@@ -20,8 +21,6 @@ from kosmosg.data.readers.names import key_of
 from kosmosg.data.records import Edit
 from kosmosg.data.skips import Skips
 from kosmosg.errors import DataError
-
-MAX_LIST_BYTES = 256 * 2**20  # the released list of 313,010 pairs takes 12 MB
 
 _SEED = re.compile(r"\w+")
 
@@ -58,7 +57,7 @@ def read_instructpix2pix(path: Path, *, skips: Skips) -> Iterator[Edit]:
 
 def _listed(path: Path, skips: Skips) -> Iterator[tuple[Path, Sequence[str]]]:
     with opened(path) as file:
-        listed = parse_any(file.read(MAX_LIST_BYTES), str(path))
+        listed = parse_any(file.read(MAX_OBJECT_BYTES + 1), str(path))
     if not isinstance(listed, list):
         raise DataError(f"{path} is no list of [name, [seeds]]; remove it", reason="bad json")
     for number, entry in enumerate(listed):
@@ -94,7 +93,7 @@ def _found(path: Path) -> Iterator[tuple[Path, Sequence[str]]]:
 
 def _prompt(path: Path) -> Mapping[str, str]:
     with opened(path) as file:
-        fields = parse(file.read(MAX_LIST_BYTES), str(path))
+        fields = parse(file.read(MAX_OBJECT_BYTES + 1), str(path))
     texts = {name: fields.get(name) for name in ("input", "edit", "output")}
     for name in ("input", "edit"):
         if not isinstance(texts[name], str):

@@ -14,6 +14,7 @@ from PIL import Image
 
 from kosmosg.data.mentions import mentions
 from kosmosg.data.readers.files import (
+    MAX_OBJECT_BYTES,
     decode,
     files_in,
     inside,
@@ -28,7 +29,7 @@ from kosmosg.data.readers.files import (
 )
 from kosmosg.data.readers.names import key_of, stems
 from kosmosg.data.records import Caption, Edit, Entity, Example
-from kosmosg.data.samples import MAX_JSON_BYTES, MAX_PARTS
+from kosmosg.data.samples import MAX_PARTS
 from kosmosg.data.skips import Skips
 from kosmosg.errors import DataError
 
@@ -166,7 +167,7 @@ def _sources(path: Path, skips: Skips) -> Iterator[tuple[Path, str, dict[str, st
 
 def _listed(path: Path, skips: Skips) -> Iterator[tuple[Path, str, dict[str, str]]]:
     with opened(path) as file:
-        entries = parse_any(file.read(64 * MAX_JSON_BYTES), str(path))
+        entries = parse_any(file.read(MAX_OBJECT_BYTES + 1), str(path))
     root = path.parent.parent if path.parent.name == "json" else path.parent
     for number, entry in enumerate(entries if isinstance(entries, list) else [entries]):
         place = f"{path} entry {number}"

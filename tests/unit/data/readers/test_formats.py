@@ -48,6 +48,7 @@ def test_each_format_can_be_told_but_one():
     ("lay", "name"),
     [
         (lambda d: write(d / "seeds.json", []), "instructpix2pix"),
+        (lambda d: write(d / "shard-00" / "a" / "prompt.json", {}), "instructpix2pix"),
         (lambda d: write(d / "a.jsonl", {"images": [], "texts": []}), "obelics"),
         (lambda d: write(d / "a.jsonl", '\n{"text": "a"}\n'), "text"),
         (lambda d: (write(d / "a.jpg", png(1)), write(d / "a.txt", "a dog")), "folders"),
@@ -81,6 +82,7 @@ def test_single_files_tell(tmp_path):
         (lambda d: write(d / "a.xyz", "a"), "is in no format that is known"),
         (lambda d: write(d / "a.jsonl", {"a": 1}), "is in no format that is known"),
         (lambda d: write(d / "a.tsv", "a\n"), "is in no format that is known"),
+        (lambda d: write(d / "json" / "train.json", []), "is in no format that is known"),
         (lambda d: write_tar(d / "a.tar", {"a.bin": b""}), "is in no format that is known"),
         (
             lambda d: write_shard(d / "a.tar", [("a", to_bytes(Caption(key="a", text="a")))]),

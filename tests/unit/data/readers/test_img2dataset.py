@@ -1,6 +1,7 @@
 import json
 
 import pytest
+import webdataset
 
 from kosmosg.data.readers.img2dataset import caption_from_img2dataset, read_img2dataset
 from kosmosg.data.records import Caption
@@ -31,6 +32,20 @@ def test_tars_are_read_as_they_are(tmp_path):
         Caption(key=keys[3], text="caption 3", image=picture(3), provenance=PROVENANCE)
     )
     assert (skips.num_kept, skips.num_skipped) == (4, 0)
+
+
+def test_a_tar_of_the_writer_that_img2dataset_uses(tmp_path):
+    with webdataset.TarWriter(str(tmp_path / "00000.tar")) as writer:
+        for number in range(2):
+            note = noted(number)
+            files = {"jpg": png(number), "txt": note["caption"], "json": json.dumps(note, indent=4)}
+            writer.write({"__key__": note["key"], **files})
+    records, _ = read(tmp_path)
+    assert [(record.key, record.text) for record in records] == [
+        ("00000/000000000", "caption 0"),
+        ("00000/000000001", "caption 1"),
+    ]
+    assert plain(records[1].image) == plain(picture(1))
 
 
 def test_a_sample_by_its_files():

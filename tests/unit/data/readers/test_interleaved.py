@@ -82,6 +82,7 @@ def test_a_picture_that_is_not_there_is_dropped_and_a_damaged_one_skipped(tmp_pa
     [
         ("{", "bad json"),
         ("[" * 100_000, "bad json"),
+        ('{"a": "' + "x" * 2**25 + '"}', "json too large"),
         ('{"a": 1}', "bad field text_list"),
         (page(text_list="One."), "bad field text_list"),
         (page(text_list=[1]), "bad field text_list"),
@@ -94,6 +95,7 @@ def test_a_picture_that_is_not_there_is_dropped_and_a_damaged_one_skipped(tmp_pa
         (page(text_list=["\ud800"]), "bad text"),
         (page(info("a", 0, image_base64="!!")), "bad base64"),
     ],
+    ids=lambda value: value if isinstance(value, str) and len(value) < 30 else "line",
 )
 def test_bad_mmc4_lines_are_skipped(tmp_path, line, reason):
     line = line if isinstance(line, str) else json.dumps(line)

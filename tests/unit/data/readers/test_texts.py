@@ -66,6 +66,7 @@ def test_a_long_text_is_one_document_of_several_parts(tmp_path):
         (b"x" * 100_001, "text too long"),
         (b"x\n" * 600_000, "document too large"),
     ],
+    ids=lambda value: value if isinstance(value, str) else "data",
 )
 def test_bad_texts_are_skipped(tmp_path, data, reason):
     write(tmp_path / "a.txt", data)
