@@ -1,6 +1,7 @@
 """Near-duplicates among the records of many shards: found by their hashes, the first one stays."""
 
 import dataclasses
+import re
 from array import array
 from collections import Counter
 from collections.abc import Iterator, Mapping
@@ -23,6 +24,7 @@ from kosmosg.errors import ConfigError, DataError
 
 DUPLICATE = "near-duplicate"
 
+_HASH = re.compile(r"[0-9a-f]{16}")
 _BANDS, _BAND_BITS = MAX_DISTANCE + 1, 16
 
 
@@ -99,11 +101,16 @@ def dedupe(output: Path, *, distance: int) -> Deduped:
 
 
 def decide(shards: Iterator[Stats], *, distance: int) -> dict[str, str]:
-    """Return which record, as `unit:key`, repeats which other that stays."""
+    """Return which record, as `unit:key`, repeats which other that stays.
+
+    Raises:
+        DataError: If a hash is none.
+    """
     near, stays, repeats = Near(), list[str](), dict[str, str]()
     for stats in shards:
         for key, text in stats.phashes.items():
-            one, place = int(text, 16), f"{stats.unit}:{key}"
+            place = f"{stats.unit}:{key}"
+            one = _hash_of(text, place)
             number = near.find(one, distance)
             if number is None:
                 near.add(one)
@@ -143,6 +150,15 @@ def _stats(output: Path, name: str) -> Stats:
             " construct command again first",
             reason="unfinished shard",
         ) from error
+
+
+def _hash_of(text: str, place: str) -> int:
+    if not _HASH.fullmatch(text):
+        raise DataError(
+            f"{place} has phash {text[:40]!r}, not 16 digits in hexadecimal; construct it again",
+            reason="bad hash",
+        )
+    return int(text, 16)
 
 
 def _keys(one: int) -> list[int]:

@@ -133,7 +133,9 @@ def test_what_cannot_be_deduped(tmp_path: Path) -> None:
         dedupe(tmp_path, distance=0)
     with pytest.raises(ConfigError, match="distance is 4; give 0 to 3"):
         dedupe(tmp_path, distance=4)
-    shards = shards_of(tmp_path, [A])
+    shards = shards_of(tmp_path, [A], [1 << 64])
+    with pytest.raises(DataError, match="001:001/0 has phash '10000000000000000', not 16 digits"):
+        dedupe(shards, distance=0)
     (shards / "000.json").unlink()
     with pytest.raises(DataError, match="no json beside it: it is not finished"):
         dedupe(shards, distance=0)
