@@ -11,9 +11,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from kosmosg.construct.batches import records_of
 from kosmosg.construct.executor import Summary, run
-from kosmosg.construct.job import Worker
+from kosmosg.construct.job import Worker, describe
 from kosmosg.construct.unit import Unit
 from kosmosg.data.records import Caption, Record
 from kosmosg.data.skips import Skips
@@ -50,17 +49,24 @@ class Reader:
     flags: Path
 
     def __call__(self, unit: Words, skips: Skips) -> Iterator[Record]:
-        items = list(zip(unit.keys, zip(unit.keys, unit.words, strict=True), strict=True))
-        yield from records_of(self._make, items, size=3, skips=skips)
+        for key, word in zip(unit.keys, unit.words, strict=True):
+            try:
+                yield self._one(key, word)
+            except DataError as error:
+                skips.skip(error)
+            except ArithmeticError as error:
+                skips.skip(DataError(f"{key}: {describe(error)}", reason=type(error).__name__))
+        if "stumble" in unit.words and not (self.flags / "stumbled").exists():
+            (self.flags / "stumbled").touch()
+            raise RuntimeError("the server is away")
+        if "fall" in unit.words:
+            raise RuntimeError("the server is gone")
         if "leave" in unit.words:
             raise DataError(f"unit {unit.name} ends in the middle", reason="cut off")
 
-    def _make(self, items: Sequence[tuple[str, str]]) -> list[Record | DataError]:
-        return [self._one(key, word) for key, word in items]
-
-    def _one(self, key: str, word: str) -> Record | DataError:
+    def _one(self, key: str, word: str) -> Record:
         if word == "bad":
-            return DataError(f"record {key} is bad", reason="bad word")
+            raise DataError(f"record {key} is bad", reason="bad word")
         if word == "blank key":
             return Caption(key="no key", text=word)
         act(word, self.flags)
@@ -100,7 +106,7 @@ def keys_in(output: Path) -> list[str]:
 
 
 def leftovers(output: Path) -> list[str]:
-    return [path.name for path in output.iterdir() if path.name.endswith(".part")]
+    return [path.name for path in output.glob("*.part")]
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from kosmosg.cli import data_convert
+from kosmosg.cli import data_convert, screening
 from kosmosg.cli.data_convert import check_apart
 from kosmosg.errors import ConfigError
 
@@ -21,6 +21,7 @@ app = typer.Typer(
     name="construct",
     help="Make training examples of pictures: caption, entities, masks.",
 )
+app.add_typer(screening.app)
 
 Input = Annotated[
     Path,
@@ -74,6 +75,16 @@ PictureFormat = Annotated[
     Literal["jpg", "png"],
     typer.Option(help="jpg (quality 95) for photographs; png keeps every pixel."),
 ]
+Evaluation = Annotated[
+    list[Path] | None,
+    typer.Option(
+        "--evaluation-set",
+        metavar="FILE",
+        help="Hashes of pictures that become no examples; kosmosg construct hashes makes it. May "
+        "be given again.",
+        show_default=False,
+    ),
+]
 Limit = Annotated[int | None, typer.Option(min=1, help="Only the first so many shards, to try.")]
 
 
@@ -95,6 +106,7 @@ class _How:
     address: str | None
     gpus: float
     bad: float
+    evaluation: Sequence[Path]
 
 
 @app.callback()
@@ -121,6 +133,7 @@ def openimages(
     address: Address = None,
     gpus: Gpus = 0.0,
     bad: Bad = 0.1,
+    evaluation_set: Evaluation = None,
     limit: Limit = None,
     print_config: PrintConfig = False,
 ) -> None:
@@ -132,7 +145,14 @@ def openimages(
     """  # noqa: D301 -- click's mark for text to be kept as it is
     chosen = _configured(config, recipe, changes or [])
     if not _only_printed(chosen, print_config):
-        how = _How(workers=workers, kind=executor, address=address, gpus=gpus, bad=bad)
+        how = _How(
+            workers=workers,
+            kind=executor,
+            address=address,
+            gpus=gpus,
+            bad=bad,
+            evaluation=evaluation_set or [],
+        )
         _construct(chosen, pictures, output, "openimages", how, tables=table or [], limit=limit)
 
 
@@ -148,6 +168,7 @@ def folder(
     address: Address = None,
     gpus: Gpus = 0.0,
     bad: Bad = 0.1,
+    evaluation_set: Evaluation = None,
     limit: Limit = None,
     print_config: PrintConfig = False,
 ) -> None:
@@ -159,7 +180,14 @@ def folder(
     """  # noqa: D301 -- click's mark for text to be kept as it is
     chosen = _configured(config, recipe, changes or [])
     if not _only_printed(chosen, print_config):
-        how = _How(workers=workers, kind=executor, address=address, gpus=gpus, bad=bad)
+        how = _How(
+            workers=workers,
+            kind=executor,
+            address=address,
+            gpus=gpus,
+            bad=bad,
+            evaluation=evaluation_set or [],
+        )
         _construct(chosen, pictures, output, "folder", how, tables=[], limit=limit)
 
 
@@ -245,16 +273,23 @@ def _construct(
     from kosmosg.construct import executor
     from kosmosg.construct.chain import MakeWorker
     from kosmosg.construct.folder import list_units
+    from kosmosg.construct.leaks import read_hashes
     from kosmosg.construct.models import provenance_of
 
     check_apart(pictures, output)
+    leaks = read_hashes(how.evaluation) if how.evaluation else None
     units = list_units(pictures, unit_size=config.unit_size)[:limit]
     provenance = provenance_of(config)
     output.mkdir(parents=True, exist_ok=True)
     make_worker = MakeWorker(
-        config=config, source=source, provenance=provenance, licences=_licences(tables, output)
+        config=config,
+        source=source,
+        provenance=provenance,
+        licences=_licences(tables, output),
+        leaks=leaks,
     )
     decides = {**configuration.to_dict(config), "source": source, "models": provenance}
+    decides["evaluation_sets"] = leaks.sum if leaks else None
     summary = executor.run(
         units,
         make_worker,
@@ -287,7 +322,8 @@ def _tell(summary: "Summary") -> None:
     for reason, count in sorted(counts.skipped.items()):
         print(f"left out: {count} {reason}, such as {counts.named[reason][0]}", file=sys.stderr)
     for reason, count in sorted(counts.dropped.items()):
-        print(f"dropped: {count} {reason}", file=sys.stderr)
+        example = f", such as {counts.named[reason][0]}" if reason in counts.named else ""
+        print(f"dropped: {count} {reason}{example}", file=sys.stderr)
 
 
 def _licences(tables: Sequence[Path], output: Path) -> "Licences | None":

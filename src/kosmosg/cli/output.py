@@ -10,6 +10,7 @@ from kosmosg.errors import ConfigError
 SUFFIXES = {
     ".png": "pictures are written as PNG",
     ".safetensors": "conditions are safetensors",
+    ".txt": "hashes are text",
     ".html": "a preview is a page of HTML",
 }
 

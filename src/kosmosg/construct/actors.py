@@ -40,14 +40,14 @@ class Actors:
             raise ConfigError(
                 "executor ray needs Ray; pip install 'kosmosg[construct]', or take executor local"
             ) from error
-        self._ray = ray
+        self._ray: Any = ray  # its types say little of its options
         self._make_worker, self._job = make_worker, job
         self._ours = not ray.is_initialized()
         if self._ours:
             _connect(ray, address)
         self._check_fits(gpus)
         # One thread works, the other answers how far it is.
-        self._Actor = ray.remote(num_cpus=1, num_gpus=gpus, max_concurrency=2)(_Actor)
+        self._Actor = self._ray.remote(num_cpus=1, num_gpus=gpus, max_concurrency=2)(_Actor)
         self._places: dict[int, Any] = {}
         self._answers: dict[Any, tuple[int, bool]] = {}  # by place; whether it is of work
 

@@ -8,10 +8,13 @@ from typing import TypeAlias
 
 from kosmosg.construct.config import ConstructConfig
 from kosmosg.construct.example import NO_ENTITIES, NOT_FOUND, Source, Steps, construct
+from kosmosg.construct.filters import Judge
 from kosmosg.construct.folder import FolderUnit, TarUnit, sources_of
 from kosmosg.construct.job import describe
-from kosmosg.construct.models import load
+from kosmosg.construct.leaks import Leaks
+from kosmosg.construct.models import load, load_filter
 from kosmosg.construct.openimages import Licences
+from kosmosg.construct.screen import passing, screened
 from kosmosg.data.records import Example
 from kosmosg.data.skips import Skips
 from kosmosg.errors import DataError, KosmosGError
@@ -28,21 +31,28 @@ class MakeWorker:
         source: The collection's name.
         provenance: Of every example: `models.provenance_of`, read once by whoever starts workers.
         licences: What is known of each picture by its id, if anything.
+        leaks: Pictures of evaluation sets, which become no examples.
     """
 
     config: ConstructConfig
     source: str
     provenance: Mapping[str, str]
     licences: Licences | None = None
+    leaks: Leaks | None = None
 
     def __call__(self) -> Callable[[PictureUnit, Skips], Iterator[Example]]:
         """Return the worker: from a unit to its examples."""
-        steps = load(self.config)
-        return lambda unit, skips: self._examples(unit, skips, steps)
+        steps, judge = load(self.config), load_filter(self.config)
+        return lambda unit, skips: screened(
+            self._examples(unit, skips, steps, judge), self.config.filters, self.leaks, skips
+        )
 
-    def _examples(self, unit: PictureUnit, skips: Skips, steps: Steps) -> Iterator[Example]:
+    def _examples(
+        self, unit: PictureUnit, skips: Skips, steps: Steps, judge: Judge | None
+    ) -> Iterator[Example]:
         sources = sources_of(unit, skips, source=self.source, captions=self.config.captions)
-        while batch := list(itertools.islice(sources, self.config.batch_size)):
+        taken = passing(sources, self.config.filters, judge, skips)
+        while batch := list(itertools.islice(taken, self.config.batch_size)):
             yield from examples(
                 self._told(batch), steps, self.config, skips, provenance=self.provenance
             )

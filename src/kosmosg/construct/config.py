@@ -1,9 +1,10 @@
 """What a construction run is made of: models in local directories, sizes of what comes out."""
 
 import urllib.parse
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal, TypeAlias
 
+from kosmosg.construct.filters import FilterConfig
 from kosmosg.errors import ConfigError
 
 Dtype: TypeAlias = Literal["float32", "float16", "bfloat16"]
@@ -135,6 +136,7 @@ class ConstructConfig:
         size: Of crops, and of a picture's shorter side, in pixels.
         batch_size: Pictures that a model sees at a time.
         unit_size: Pictures of a folder that become one shard.
+        filters: What pictures and captions must be like; all pass unless it says otherwise.
         seed: Of whatever is drawn.
         device: auto, cpu, cuda, cuda:N or mps.
 
@@ -152,6 +154,7 @@ class ConstructConfig:
     size: int = 512
     batch_size: int = 8
     unit_size: int = 1000
+    filters: FilterConfig = field(default_factory=FilterConfig)
     seed: int = 0
     device: str = "auto"
 

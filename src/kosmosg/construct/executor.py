@@ -23,7 +23,7 @@ from kosmosg.construct.job import (
     versions,
     write_json,
 )
-from kosmosg.construct.output import hold, remove_leftovers
+from kosmosg.construct.output import hold, remove_leftovers, wait_for_workers
 from kosmosg.construct.processes import Died, Here, News, Pool, Processes, Ready
 from kosmosg.construct.unit import Unit
 from kosmosg.data.skips import NAMED
@@ -31,6 +31,7 @@ from kosmosg.errors import ConfigError, DataError, KosmosGError
 
 SUMMARY = "summary"
 ATTEMPTS = 3  # at a unit, and at making a worker
+IN_A_ROW = 10  # units that fail, before the run stops
 LEAST = 100  # records that must have been seen before the share of bad ones is looked at
 
 _NAME = re.compile(r"[A-Za-z0-9_\-]+")
@@ -95,7 +96,7 @@ def run(
     Raises:
         ConfigError: If units, workers or the output directory do not fit.
         DataError: If too many records are bad.
-        KosmosGError: If workers cannot be made.
+        KosmosGError: If workers cannot be made, or `IN_A_ROW` units failed one after another.
         OSError: If a shard cannot be written.
     """
     _check(units, workers, kind)
@@ -124,7 +125,7 @@ class _Run:
         self.busy: dict[int, Unit] = {}
         self.idle: list[int] = []
         self.attempts: Counter[str] = Counter()
-        self.stillborn = 0
+        self.stillborn, self.in_a_row = 0, 0
         self.failed: dict[str, str] = {}
         self.done, self.worker_seconds = 0, 0.0
         self.stopped: str | None = None
@@ -169,7 +170,7 @@ class _Run:
         """
         counts = _sum([self.total, *self.live.values()])
         bad = sum(counts.skipped.values())
-        seen = counts.records + bad + sum(counts.dropped.values())
+        seen = counts.records + bad  # what a rule leaves out says nothing of the rest
         if seen >= LEAST and bad > self.limit * seen:
             reasons = Counter(counts.skipped).most_common()
             raise DataError(
@@ -183,6 +184,8 @@ class _Run:
     def close(self) -> None:
         """Finish the progress line, keep the summary, say how to go on."""
         self.bar.close()
+        with contextlib.suppress(ConfigError):  # the next run will say so
+            wait_for_workers(self.job.output)
         remove_leftovers(self.job.output)
         try:
             write_json(self.job.output / f"{SUMMARY}.json", self.summary())
@@ -245,7 +248,7 @@ class _Run:
                     f"{ATTEMPTS} workers in a row died while they were made; the last:"
                     f" {death.how}; take fewer workers or smaller models"
                 )
-        if self.queue:
+        if len(self.queue) > len(self.idle):
             pool.start(place)
 
     def _leave(self, place: int) -> Unit:
@@ -254,6 +257,7 @@ class _Run:
 
     def _finish(self, stats: Stats) -> None:
         self._add(stats)
+        self.in_a_row = 0
         self.bar.update()
         self.check_limit()
 
@@ -265,6 +269,12 @@ class _Run:
             tries = f" ({ATTEMPTS} attempts)" if may_try else ""
             self.failed[unit.name] = why + tries
             tqdm.write(f"unit {unit.name} failed{tries}: {why}", file=sys.stderr)
+            self.in_a_row += 1
+            if self.in_a_row == IN_A_ROW:
+                raise KosmosGError(
+                    f"{IN_A_ROW} units in a row failed; the last: {why}; mend that, then give the"
+                    " same command"
+                )
 
     def _add(self, stats: Stats) -> None:
         self.total = _sum([self.total, stats.counts])

@@ -22,9 +22,10 @@ from kosmosg.errors import ConfigError, DataError
 PHASH = "phash"  # among a record's provenance: the perceptual hash of its target picture
 TELL_S = 0.5
 
-# Yields a unit's records. One that is bad goes to the skips, one that a rule leaves out to their
-# drops. An error that leaves the iterator means that the unit's other records are lost: it fails.
-Worker: TypeAlias = Callable[[Unit, Skips], Iterator[Record]]
+# Yields the records of a unit of the run's kind. One that is bad goes to the skips, one that a rule
+# leaves out to their drops. An error that leaves the iterator means that the unit's other records
+# are lost: the unit fails.
+Worker: TypeAlias = Callable[[Any, Skips], Iterator[Record]]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -14,6 +14,7 @@ from kosmosg.construct.config import (
     MllmConfig,
     RuleConfig,
 )
+from kosmosg.construct.filters import ClassifierConfig
 from kosmosg.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from kosmosg.construct.caption import Captioner
     from kosmosg.construct.entities import EntityFinder
     from kosmosg.construct.example import Steps
+    from kosmosg.construct.filters import Judge
 
 
 def provenance_of(config: ConstructConfig) -> dict[str, str]:
@@ -52,6 +54,8 @@ def provenance_of(config: ConstructConfig) -> dict[str, str]:
         case LlmConfig() as llm:
             said["entities"] = _summed("entities", llm)
     said["segmenter"] = _summed("segmenter", config.segmenter)
+    if config.filters.classifier is not None:
+        said["classifier"] = _summed("filters.classifier", config.filters.classifier)
     return said
 
 
@@ -66,11 +70,8 @@ def load(config: ConstructConfig) -> "Steps":
 
     from kosmosg.construct.example import Steps
     from kosmosg.construct.segment import clipseg
-    from kosmosg.drawing import check_device, find_device
 
-    name = find_device() if config.device == "auto" else config.device
-    check_device(name)
-    device = torch.device(name)
+    device = _device_of(config)
     segmenter = clipseg(
         directory_of("segmenter", config.segmenter),
         device=device,
@@ -79,6 +80,31 @@ def load(config: ConstructConfig) -> "Steps":
     return Steps(
         captioner=_captioner(config, device), finder=_finder(config, device), segmenter=segmenter
     )
+
+
+def load_filter(config: ConstructConfig) -> "Judge | None":
+    """Return the classifier of unsafe pictures, if the configuration names one.
+
+    Raises:
+        ConfigError: If it is not there, or damaged.
+    """
+    from kosmosg.construct.filters import load_judge
+
+    chosen = config.filters.classifier
+    if chosen is None:
+        return None
+    directory = directory_of("filters.classifier", chosen)
+    return load_judge(directory, chosen, device=_device_of(config))
+
+
+def _device_of(config: ConstructConfig) -> "torch.device":
+    import torch
+
+    from kosmosg.drawing import check_device, find_device
+
+    name = find_device() if config.device == "auto" else config.device
+    check_device(name)
+    return torch.device(name)
 
 
 def _captioner(config: ConstructConfig, device: "torch.device") -> "Captioner | None":
@@ -129,7 +155,9 @@ def _finder(config: ConstructConfig, device: "torch.device") -> "EntityFinder":
             )
 
 
-def directory_of(field: str, chosen: Blip2Config | LlmConfig | ClipSegConfig) -> Path:
+def directory_of(
+    field: str, chosen: Blip2Config | LlmConfig | ClipSegConfig | ClassifierConfig
+) -> Path:
     """Return where a model's files are.
 
     Args:
@@ -157,7 +185,7 @@ def directory_of(field: str, chosen: Blip2Config | LlmConfig | ClipSegConfig) ->
     return directory
 
 
-def _summed(field: str, chosen: Blip2Config | LlmConfig | ClipSegConfig) -> str:
+def _summed(field: str, chosen: Blip2Config | LlmConfig | ClipSegConfig | ClassifierConfig) -> str:
     return _named(chosen.directory, hashes.of_directory(directory_of(field, chosen)))
 
 

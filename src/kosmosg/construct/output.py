@@ -32,7 +32,7 @@ def hold(output: Path) -> Iterator[None]:
             raise ConfigError(
                 f"another process writes to {output}; wait for it or name another directory"
             ) from error
-        _wait_for_workers(output)
+        wait_for_workers(output)
         remove_leftovers(output)
         yield
 
@@ -51,8 +51,12 @@ def remove_leftovers(output: Path) -> None:
             path.unlink(missing_ok=True)
 
 
-def _wait_for_workers(output: Path) -> None:
-    """Return when no worker is left of a run that was killed; they notice it and end."""
+def wait_for_workers(output: Path) -> None:
+    """Return when no worker may write any more: those of a run that was killed notice and end.
+
+    Raises:
+        ConfigError: If one does not.
+    """
     deadline = time.monotonic() + WAIT_S
     with (output / _WORKERS).open("w") as lock:
         while True:

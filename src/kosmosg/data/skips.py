@@ -54,6 +54,7 @@ class Skips:
         taken.reasons, self.reasons = self.reasons, Counter()
         taken.named, self.named = self.named, {}
         taken.noted, self.noted = self.noted, Counter()
+        taken.dropped, self.dropped = self.dropped, Counter()
         return taken
 
     def add(self, other: "Skips") -> None:
@@ -65,10 +66,11 @@ class Skips:
         self.num_kept += other.num_kept
         self.reasons += other.reasons
         self.noted += other.noted
+        self.dropped += other.dropped
         for reason, messages in other.named.items():
             self._name(reason, messages)
-        if other.named:
-            last = [message for messages in other.named.values() for message in messages][-1]
+        if other.reasons:
+            last = [message for reason in other.reasons for message in other.named[reason]][-1]
             self._check(DataError(last))
 
     def _name(self, reason: str, messages: list[str]) -> None:
@@ -84,9 +86,16 @@ class Skips:
                 reason="too many left out",
             ) from last
 
-    def drop(self, reason: str) -> None:
-        """Count a record that a rule leaves out; it is not bad and counts towards no limit."""
+    def drop(self, reason: str, what: str | None = None) -> None:
+        """Count a record that a rule leaves out; it is not bad and counts towards no limit.
+
+        Args:
+            reason: A short fixed phrase.
+            what: Which record, where somebody may want to look at the first of them.
+        """
         self.dropped[reason] += 1
+        if what is not None:
+            self._name(reason, [what])
 
     def __str__(self) -> str:
         """Return the reasons and their counts, the commonest first."""

@@ -83,9 +83,7 @@ class Opened:
         return self.stream.batch(step, size)
 
 
-def open_stream(
-    config: DataConfig, *, stage: StageName, sizes: RowSizes | None = None
-) -> Opened:
+def open_stream(config: DataConfig, *, stage: StageName, sizes: RowSizes | None = None) -> Opened:
     """Return the blend of the sources, as a stage takes it.
 
     Stage 3's records are composed. Stage 2's pictures are not decoded. Records of a kind that the

@@ -12,6 +12,7 @@ from kosmosg.data.tars import read_index, read_sample
 from kosmosg.tokenizer import Tokenizer
 from toys.construct import save_own_clipseg
 from toys.nano import save_toy_nano
+from toys.photos import photo
 
 
 @pytest.fixture(scope="module")
@@ -201,3 +202,56 @@ def test_shards_do_not_go_into_the_input(
     words = ["construct", "folder", str(pictures), *changes, "--recipe", "nano", "--workers", "0"]
     assert cli.main([*words, "-o", str(pictures / "out")]) == 2
     assert "beside it" in capsys.readouterr().err
+
+
+def test_pictures_of_an_evaluation_set_become_no_examples(
+    pictures: Path, changes: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "dog").mkdir()
+    photo(1).save(tmp_path / "dog/00.jpg")
+    photo(1).resize((200, 150)).save(pictures / "3.png")
+    hashes, out = tmp_path / "dog.txt", tmp_path / "out"
+    assert cli.main(["construct", "hashes", str(tmp_path / "dog"), "-o", str(hashes)]) == 0
+    words = ["construct", "folder", str(pictures), *changes, "--recipe", "nano", "--workers", "0"]
+    assert cli.main([*words, "-o", str(out), "--evaluation-set", str(hashes)]) == 0
+    assert list(examples(out)) == ["000000 0", "000000 1", "000001 2", "000002 4"]
+    said = capsys.readouterr()
+    assert "dropped: 1 in an evaluation set, such as picture 3 is 00.jpg" in said.err
+    assert cli.main([*words, "-o", str(out)]) == 2
+    assert "evaluation_sets = " in capsys.readouterr().err
+
+
+def test_near_duplicates_are_dropped(
+    pictures: Path, changes: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    words = ["construct", "folder", str(pictures), *changes, "--recipe", "nano", "--workers", "0"]
+    assert cli.main([*words, "-o", str(out)]) == 0
+    assert cli.main(["construct", "dedupe", str(out)]) == 0
+    assert list(examples(out)) == ["000000 0"]  # all five are red
+    said = capsys.readouterr().err
+    assert "000001:2 repeats 000000:0" in said
+    assert "4 dropped, 1 stay" in said
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["hashes", "none", "-o", "x.txt"], "none"),
+        (["hashes", ".", "-o", "x.txt"], "holds no pictures"),
+        (["hashes", ".", "-o", "x.png"], "does not end in .txt"),
+        (["dedupe", "."], "holds no shards"),
+        (["dedupe", ".", "--distance", "4"], "--distance"),
+    ],
+)
+def test_screening_that_cannot_be(
+    words: list[str],
+    said: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert cli.main(["construct", *words]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert said in line

@@ -14,15 +14,19 @@ from PIL import Image
 from kosmosg.construct.chain import MakeWorker, examples
 from kosmosg.construct.config import ClipSegConfig, ConstructConfig, MllmConfig, RuleConfig
 from kosmosg.construct.example import Source
+from kosmosg.construct.filters import FilterConfig
 from kosmosg.construct.folder import FolderUnit, TarUnit, list_units, sources_of
+from kosmosg.construct.leaks import LEAK, Leaks
 from kosmosg.construct.models import load, provenance_of
 from kosmosg.construct.openimages import Licences, index_licences
+from kosmosg.construct.phash import centre_square, phash
 from kosmosg.data.skips import Skips
 from kosmosg.data.tars import read_index
 from kosmosg.errors import ConfigError, DataError
 from kosmosg.tokenizer import Tokenizer
 from toys.construct import save_own_clipseg
 from toys.nano import save_toy_nano
+from toys.photos import photo
 
 
 def jpeg(colour: str = "red", size: tuple[int, int] = (40, 32)) -> bytes:
@@ -233,7 +237,8 @@ def test_a_worker_makes_a_units_examples_with_real_models(pictures: Path, model_
     assert [entity.mention for entity in made[0].entities] == ["blue star", "red thing"]
     assert made[0].image.size == (32, 32)
     said = made[0].provenance
-    assert said.keys() == {"source", "source_id", "kosmosg", "captioner", "entities", "segmenter"}
+    models = {"captioner", "entities", "segmenter"}
+    assert said.keys() == {"source", "source_id", "kosmosg", "phash"} | models
     assert said["segmenter"].startswith("segmenter sha256:")
     assert skips.num_kept == 2
     assert skips.reasons == {"unreadable picture": 1}
@@ -253,7 +258,38 @@ def test_a_worker_tells_whose_a_picture_is(pictures: Path, model_dir: Path, tmp_
     )
     (unit,) = list_units(pictures, unit_size=9)
     (made,) = make_worker()(unit, Skips())
-    assert dict(made.provenance) == {"source": "openimages", "source_id": "c", "license": "CC0"}
+    said = {"source": "openimages", "source_id": "c", "license": "CC0"}
+    assert dict(made.provenance) == {**said, "phash": f"{phash(made.image):016x}"}
+
+
+def test_a_worker_leaves_out_what_rules_and_evaluation_sets_say(
+    pictures: Path, model_dir: Path
+) -> None:
+    for name, text in (
+        ("b/d", "a red star"),
+        ("b/e", "a red star on a red thing"),
+        ("f", "a red x"),
+    ):
+        (pictures / f"{name}.txt").write_text(text)
+    (pictures / "a 1.jpg").write_bytes(jpeg(size=(90, 20)))
+    photo(1).save(pictures / "f.jpg")
+    make_worker = MakeWorker(
+        config=config_of(
+            model_dir,
+            captioner=None,
+            filters=FilterConfig(max_aspect=3.0, max_caption=12),
+        ),
+        source="folder",
+        provenance={},
+        leaks=Leaks(hashes=(phash(centre_square(photo(1))),), names=("dog/00.jpg",)),
+    )
+    (unit,) = list_units(pictures, unit_size=9)
+    skips = Skips()
+    made = list(pickle.loads(pickle.dumps(make_worker))()(unit, skips))
+    assert [one.key for one in made] == ["b/d", "c"]
+    assert skips.dropped == {"too long": 1, "caption too long": 1, LEAK: 1}
+    assert skips.named[LEAK] == ["picture f is dog/00.jpg"]
+    assert skips.reasons == {}
 
 
 def test_provenance_changes_with_the_weights(model_dir: Path, tmp_path: Path) -> None:

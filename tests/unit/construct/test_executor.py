@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from kosmosg.errors import ConfigError, DataError
+from kosmosg.errors import ConfigError, DataError, KosmosGError
 from toys.construction import MakeReader, Words, construct, keys_in, leftovers, units_of
 
 
@@ -21,10 +21,6 @@ def output(tmp_path: Path) -> Path:
 @pytest.fixture
 def flags(tmp_path: Path) -> Path:
     return tmp_path / "flags"
-
-
-def keys_of(units: list[Words]) -> list[str]:
-    return [key for unit in units for key in unit.keys]
 
 
 def test_each_unit_becomes_a_shard_and_what_there_is_to_say_of_it(
@@ -143,6 +139,22 @@ def test_an_error_that_ends_a_unit_fails_it_and_the_others_go_on(
     said = capsys.readouterr().err
     assert "unit 000 failed: unit 000 ends in the middle" in said
     assert "1 of 2 units are done and kept" in said
+
+
+def test_a_unit_that_its_worker_cannot_finish_is_tried_again(output: Path, flags: Path) -> None:
+    summary = construct(units_of(["a", "stumble"], ["fall"]), output, flags)
+    assert keys_in(output) == ["000/0", "000/1"]
+    (said,) = summary.failed.values()
+    assert said.startswith("RuntimeError: the server is gone (construction.py, line ")
+    assert said.endswith("(3 attempts)")
+
+
+def test_ten_failures_in_a_row_stop_the_job(output: Path, flags: Path) -> None:
+    """The server is away, and each of a thousand units would find that out for itself."""
+    units = units_of(["a"], *[["leave"]] * 9, ["a"], *[["fall"]] * 12)
+    with pytest.raises(KosmosGError, match=r"10 units in a row failed; the last: RuntimeError"):
+        construct(units, output, flags)
+    assert keys_in(output) == ["000/0", "010/0"]
 
 
 def test_a_second_record_of_a_key_is_skipped(output: Path, flags: Path) -> None:
