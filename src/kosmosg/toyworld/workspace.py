@@ -18,7 +18,7 @@ from diffusers.models.attention_processor import AttnProcessor
 from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from torch import nn
-from transformers import CLIPTextModel, CLIPVisionModel
+from transformers import CLIPSegForImageSegmentation, CLIPTextModel, CLIPVisionModel
 
 from kosmosg.config import to_dict
 from kosmosg.data.compose import Composing
@@ -37,6 +37,7 @@ from kosmosg.toyworld.captions import FULL, describe, words
 from kosmosg.toyworld.judge import Judge, JudgeStage
 from kosmosg.toyworld.nano import PARTS, FoundationConfig, NanoConfig
 from kosmosg.toyworld.scenes import sample_scene
+from kosmosg.toyworld.segmenter import SegmenterStage, build_segmenter
 from kosmosg.toyworld.streams import SceneStream, stage1_stream, stage2_stream, stage3_stream
 from kosmosg.toyworld.vision import GroundedVision, VisionStage
 from kosmosg.train.loop import Samples, fit
@@ -127,6 +128,14 @@ def _train_foundation(
             model = _load(Judge, model_dir / "judge", Judge)
             stage = JudgeStage()
             made = {"judge": model}
+        case "segmenter":
+            model = _load(
+                CLIPSegForImageSegmentation,
+                model_dir / "segmenter",
+                lambda: build_segmenter(tokenizer.vocab_size),
+            )
+            stage = SegmenterStage(tokenizer=tokenizer)
+            made = {"segmenter": model}
         case "unet":
             text = _text_encoder(model_dir, tokenizer)
             unet = _load(UNet2DConditionModel, model_dir / "unet", foundation.build_unet)
