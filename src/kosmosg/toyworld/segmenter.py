@@ -2,7 +2,8 @@
 
 transformers' own class at toy size, trained from nothing on drawn scenes and the renderer's masks.
 A prompt's mask is every creature of the picture that the words are true of, so one name may have
-two masks' pixels, and words for what is not there have none.
+two masks' pixels, and words for what is not there have none. Masks alone teach such a small vision
+tower no words for long; as in `vision.py` each patch also says which creature it shows.
 """
 
 from collections.abc import Callable, Sequence
@@ -14,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
 from PIL import Image
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import CLIPSegConfig, CLIPSegForImageSegmentation
 
 from kosmosg.errors import CheckpointError
@@ -24,15 +25,17 @@ from kosmosg.toyworld.captions import Detail, name
 from kosmosg.toyworld.foundation import TEXT_LENGTH, text_ids
 from kosmosg.toyworld.render import render
 from kosmosg.toyworld.scenes import Scene, Subject, sample_subject
+from kosmosg.toyworld.vision import IGNORED, SUBJECT_WIDTHS, patch_words
 
 SIZE = 64
+PATCH = 8
 PROMPTS = 2  # of each scene in training: the vision tower's work is shared
 ABSENT = 0.2  # how many of them name some other creature
 THRESHOLD = 0.3  # NUMERICS section 9
 BATCH = 64
 # How often a prompt says each attribute; captions say most of them.
 _SAID = {"shape": 0.92, "colour": 0.93, "pattern": 0.85, "accessory": 0.85, "size": 0.3}
-Batch = tuple[Tensor, Tensor, Tensor]
+Batch = tuple[Tensor, Tensor, Tensor, Tensor]
 
 
 def build_segmenter(vocab_size: int) -> CLIPSegForImageSegmentation:
@@ -56,7 +59,7 @@ def build_segmenter(vocab_size: int) -> CLIPSegForImageSegmentation:
             "num_hidden_layers": 3,
             "num_attention_heads": 4,
             "image_size": SIZE,
-            "patch_size": 8,
+            "patch_size": PATCH,
         },
         projection_dim=64,
         extract_layers=[0, 1, 2],
@@ -69,25 +72,38 @@ def build_segmenter(vocab_size: int) -> CLIPSegForImageSegmentation:
     return model
 
 
-def mask_logits(
-    model: CLIPSegForImageSegmentation,
-    pixel_values: Float[Tensor, "images 3 size size"],
-    input_ids: Int[Tensor, "prompts seq"],
-) -> Float[Tensor, "prompts size size"]:
-    """Return what the model's own `forward` gives, with gradients; each image has equally many.
+class GroundedSegmenter(nn.Module):
+    """The segmenter, and a linear reader of its patches that only training needs.
 
-    `forward` keeps both towers under `no_grad`: the class is made for a finished CLIP.
+    The segmenter's own `forward` keeps both towers under `no_grad`: the class is made for a
+    finished CLIP. This one gives the same logits, with gradients.
     """
-    vision = model.clip.vision_model
-    each = len(input_ids) // len(pixel_values)
-    hidden_states = vision.pre_layrnorm(vision.embeddings(pixel_values))
-    activations = []
-    for layer in vision.encoder.layers:
-        hidden_states = layer(hidden_states, None)
-        activations.append(hidden_states.repeat_interleave(each, 0))
-    pooled = model.clip.text_model(input_ids).pooler_output
-    chosen = [activations[index] for index in model.config.extract_layers]
-    return model.decoder(chosen, model.clip.text_projection(pooled)).logits
+
+    def __init__(self, segmenter: CLIPSegForImageSegmentation) -> None:
+        super().__init__()
+        self.segmenter = segmenter
+        self.words = nn.Linear(
+            segmenter.config.vision_config.hidden_size, sum(SUBJECT_WIDTHS)
+        )
+
+    def forward(
+        self,
+        pixel_values: Float[Tensor, "images 3 size size"],
+        input_ids: Int[Tensor, "prompts seq"],
+    ) -> tuple[Float[Tensor, "prompts size size"], Float[Tensor, "images patches words"]]:
+        """Return the logits of masks, equally many for each image, and of each patch's words."""
+        clip, decoder = self.segmenter.clip, self.segmenter.decoder
+        each = len(input_ids) // len(pixel_values)
+        hidden_states = clip.vision_model.embeddings(pixel_values)
+        hidden_states = clip.vision_model.pre_layrnorm(hidden_states)
+        activations = []
+        for layer in clip.vision_model.encoder.layers:
+            hidden_states = layer(hidden_states, None)
+            activations.append(hidden_states.repeat_interleave(each, 0))
+        pooled = clip.text_model(input_ids).pooler_output
+        chosen = [activations[index] for index in self.segmenter.config.extract_layers]
+        masks = decoder(chosen, clip.text_projection(pooled)).logits
+        return masks, self.words(clip.vision_model.post_layernorm(hidden_states[:, 1:]))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -132,21 +148,19 @@ def _true(subject: Subject, said: set[str], other: Subject) -> bool:
 
 @dataclass(frozen=True, kw_only=True)
 class SegmenterStage:
-    """Cross entropy of pixels and the Dice loss, each a mean over a prompt's picture."""
+    """Cross entropy of pixels and the Dice loss of a prompt's picture, and the patches' words."""
 
     tokenizer: Tokenizer
-    # Not CLIP's last norm and projection of pictures: masks do not come from there.
+    # Not CLIP's projection of pictures and its temperature: nothing comes from there.
     trainable: tuple[str, ...] = (
-        "clip.text_model.*",
-        "clip.text_projection.*",
-        "clip.vision_model.embeddings.*",
-        "clip.vision_model.pre_layrnorm.*",
-        "clip.vision_model.encoder.*",
-        "decoder.*",
+        "segmenter.clip.text_*",
+        "segmenter.clip.vision_model.*",
+        "segmenter.decoder.*",
+        "words.*",
     )
 
     def collate(self, records: Sequence[Scene]) -> Batch:
-        """Draw the scenes; return pixels, the prompts' ids and their masks."""
+        """Draw the scenes; return pixels, the prompts' ids and masks, and the patches' words."""
         drawn, masks = render(records, SIZE)
         pixels = (drawn.astype(np.float32) / 255 - CLIP_MEAN) / CLIP_STD
         prompts = [asked(scene) for scene in records]
@@ -160,6 +174,7 @@ class SegmenterStage:
             torch.from_numpy(pixels).permute(0, 3, 1, 2).float(),
             _ids(words, self.tokenizer),
             torch.from_numpy(np.stack(targets)).float(),
+            patch_words(records, masks, SIZE // PATCH),
         )
 
     def weight(self, batch: Batch) -> int:
@@ -168,13 +183,19 @@ class SegmenterStage:
 
     def loss(
         self,
-        model: CLIPSegForImageSegmentation,
+        model: GroundedSegmenter,
         batch: Batch,
         generator: torch.Generator,  # noqa: ARG002 - nothing here is random
     ) -> dict[str, Tensor]:
         """Return the losses summed over prompts, and how far masks and truth overlap."""
-        pixels, ids, targets = batch
-        logits = mask_logits(model, pixels, ids).float()
+        pixels, ids, targets, words = batch
+        logits, read = (made.float() for made in model(pixels, ids))
+        by_kind = read.flatten(0, 1).split(SUBJECT_WIDTHS, dim=-1)
+        wrong = [
+            F.cross_entropy(scores, known, ignore_index=IGNORED, reduction="sum")
+            / (known != IGNORED).sum().clamp(min=1)  # plain creatures alone have no second colour
+            for scores, known in zip(by_kind, words.flatten(0, 1).unbind(-1), strict=True)
+        ]
         errors = F.binary_cross_entropy_with_logits(logits, targets, reduction="none")
         found = logits.sigmoid()
         both = (found * targets).sum((1, 2))
@@ -186,6 +207,7 @@ class SegmenterStage:
         return {
             "pixels": errors.mean((1, 2)).sum(),
             "dice": 0.2 * dice.sum(),
+            "words": 0.1 * len(ids) * torch.stack(wrong).sum(),
             "metric_overlap": overlap.sum(),
         }
 

@@ -37,7 +37,7 @@ from kosmosg.toyworld.captions import FULL, describe, words
 from kosmosg.toyworld.judge import Judge, JudgeStage
 from kosmosg.toyworld.nano import PARTS, FoundationConfig, NanoConfig
 from kosmosg.toyworld.scenes import sample_scene
-from kosmosg.toyworld.segmenter import SegmenterStage, build_segmenter
+from kosmosg.toyworld.segmenter import GroundedSegmenter, SegmenterStage, build_segmenter
 from kosmosg.toyworld.streams import SceneStream, stage1_stream, stage2_stream, stage3_stream
 from kosmosg.toyworld.vision import GroundedVision, VisionStage
 from kosmosg.train.loop import Samples, fit
@@ -129,13 +129,14 @@ def _train_foundation(
             stage = JudgeStage()
             made = {"judge": model}
         case "segmenter":
-            model = _load(
+            segmenter = _load(
                 CLIPSegForImageSegmentation,
                 model_dir / "segmenter",
                 lambda: build_segmenter(tokenizer.vocab_size),
             )
+            model = GroundedSegmenter(segmenter)
             stage = SegmenterStage(tokenizer=tokenizer)
-            made = {"segmenter": model}
+            made = {"segmenter": segmenter}
         case "unet":
             text = _text_encoder(model_dir, tokenizer)
             unet = _load(UNet2DConditionModel, model_dir / "unet", foundation.build_unet)

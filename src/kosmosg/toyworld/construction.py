@@ -1,0 +1,169 @@
+"""How good the construction of training data is, where the renderer knows the truth.
+
+Pictures of held-out creatures go through the chain; its captions, entities and masks are compared
+with the scenes that were drawn.
+"""
+
+from collections.abc import Sequence
+from itertools import permutations
+
+import numpy as np
+from PIL import Image
+from tqdm import tqdm
+
+from kosmosg.errors import ConfigError
+from kosmosg.toyworld.cases import cases, full_name
+from kosmosg.toyworld.chain import Chain, Found, Mask, construct, main_component, place_told, told
+from kosmosg.toyworld.render import render
+from kosmosg.toyworld.scenes import Scene, Subject
+from kosmosg.toyworld.scores import Row, grid, wilson
+from kosmosg.toyworld.segmenter import SIZE
+from kosmosg.toyworld.version import VERSION
+
+BATCH = 64
+GOOD = 0.8
+_TOLD = ("shape", "colour", "pattern", "pattern_colour", "accessory")
+_CAPTION = ("shape", "colour", "pattern", "accessory", "place", "all")
+_CHAIN = ("recall", "precision", "mean_iou", f"iou_{GOOD}", "iou_by_truth", "wrong_pairs", "n")
+
+
+def evaluate(chain: Chain, *, limit: int, seed: int) -> dict[str, Row]:
+    """Return what the chain makes of `limit` pictures of one held-out creature, and of two.
+
+    `shape` to `all`: how often the caption's words for each creature, in their order, and for the
+    place are right; a word that is missing is wrong. `recall`, `precision`: entities that name a
+    creature of the picture by shape and colour, of the creatures and of the entities. `mean_iou`
+    and `iou_0.8`: masks against the renderer's, over all creatures; one without a mask counts 0.
+    `iou_by_truth`: the same with the renderer's words for prompts. `wrong_pairs`: entities whose
+    mask lies on another creature than the words name, of the entities with a mask.
+
+    Raises:
+        ConfigError: If `limit` is below 1.
+    """
+    if limit < 1:
+        raise ConfigError(f"limit is {limit}; ask for at least 1 picture")
+    report: dict[str, Row] = {}
+    with tqdm(total=2 * limit, unit="picture", mininterval=1.0, dynamic_ncols=True) as bar:
+        for count, name in ((1, "one_subject"), (2, "two_subjects")):
+            scenes = [case.target for case in cases(limit, seed=seed, num_subjects=count)]
+            tally = _Tally(count)
+            for start in range(0, limit, BATCH):
+                tally.add(chain, scenes[start : start + BATCH])
+                bar.update(len(scenes[start : start + BATCH]))
+            report[name] = tally.row()
+    report["settings"] = {"limit": limit, "seed": seed, "toyworld": VERSION}
+    return report
+
+
+def table(report: dict[str, Row]) -> str:
+    """Return the rows as text: the captions, then the entities and masks."""
+    rows = {name: row for name, row in report.items() if name != "settings"}
+    return "\n\n".join(grid(("", *columns), rows) for columns in (_CAPTION, _CHAIN))
+
+
+class _Tally:
+    """Counts over the pictures of one row."""
+
+    def __init__(self, num_subjects: int) -> None:
+        self.num_subjects = num_subjects
+        self.right: dict[str, list[bool]] = {what: [] for what in (*_CAPTION, "wrong_pairs")}
+        self.overlaps: list[float] = []
+        self.overlaps_by_truth: list[float] = []
+        self.num_named = self.num_entities = 0
+
+    def add(self, chain: Chain, scenes: Sequence[Scene]) -> None:
+        pixels, masks = render(scenes, SIZE)
+        pictures = [Image.fromarray(picture) for picture in pixels]
+        captions, found = construct(pictures, chain)
+        names = [[told(name) for name in tags] for tags in chain.finder(captions)]
+        for index, scene in enumerate(scenes):
+            self._read(scene, captions[index], names[index])
+            self._look(scene, found[index], masks[index])
+        self._look_by_truth(chain, scenes, pictures, masks)
+
+    def _read(self, scene: Scene, caption: str, names: Sequence[dict[str, str | None]]) -> None:
+        place = place_told(caption) == scene.place
+        everything = place and len(names) == len(scene.subjects)
+        self.right["place"].append(place)
+        for slot, subject in enumerate(scene.subjects):
+            said = names[slot] if slot < len(names) else None
+            verdict = {what: said is not None and _is(subject, said, what) for what in _TOLD}
+            verdict["pattern"] &= verdict.pop("pattern_colour")
+            everything = everything and all(verdict.values())
+            for what, right in verdict.items():
+                self.right[what].append(right)
+        self.right["all"].append(everything)
+
+    def _look(self, scene: Scene, found: Sequence[Found], masks: np.ndarray) -> None:
+        names = [told(entity.mention) for entity in found]
+        owners = _owners(scene.subjects, names)
+        self.num_entities += len(found)
+        self.num_named += sum(
+            _is(scene.subjects[slot], names[index], "shape")
+            and _is(scene.subjects[slot], names[index], "colour")
+            for slot, index in owners.items()
+        )
+        for slot in range(len(scene.subjects)):
+            entity = found[owners[slot]] if slot in owners else None
+            if entity is None or entity.mask is None:
+                self.overlaps.append(0.0)
+                continue
+            overlaps = [_iou(entity.mask, mask) for mask in masks[: len(scene.subjects)]]
+            self.overlaps.append(overlaps[slot])
+            self.right["wrong_pairs"].append(max(overlaps) > overlaps[slot])
+
+    def _look_by_truth(
+        self,
+        chain: Chain,
+        scenes: Sequence[Scene],
+        pictures: Sequence[Image.Image],
+        masks: np.ndarray,
+    ) -> None:
+        asked = [(i, slot) for i, scene in enumerate(scenes) for slot in range(len(scene.subjects))]
+        words = [full_name(scenes[i].subjects[slot]) for i, slot in asked]
+        maps = chain.segmenter([pictures[i] for i, _ in asked], words)
+        for (i, slot), probabilities in zip(asked, maps, strict=True):
+            mask = main_component(probabilities)
+            self.overlaps_by_truth.append(0.0 if mask is None else _iou(mask, masks[i, slot]))
+
+    def row(self) -> Row:
+        num_subjects = len(self.overlaps)
+        counts = {what: (sum(answers), len(answers)) for what, answers in self.right.items()}
+        counts["recall"] = (self.num_named, num_subjects)
+        counts["precision"] = (self.num_named, self.num_entities)
+        counts[f"iou_{GOOD}"] = (sum(overlap > GOOD for overlap in self.overlaps), num_subjects)
+        row: Row = {what: right / n if n else 0.0 for what, (right, n) in counts.items()}
+        row["mean_iou"] = float(np.mean(self.overlaps))
+        row["iou_by_truth"] = float(np.mean(self.overlaps_by_truth))
+        row["n"] = num_subjects // self.num_subjects
+        row["intervals"] = {what: wilson(right, n) for what, (right, n) in counts.items() if n}
+        return row
+
+
+def _is(subject: Subject, said: dict[str, str | None], what: str) -> bool:
+    if what == "pattern_colour" and subject.pattern == "plain":
+        return True
+    return getattr(subject, what) == said[what]
+
+
+def _owners(
+    subjects: Sequence[Subject], names: Sequence[dict[str, str | None]]
+) -> dict[int, int]:
+    """Return which name means each subject: the assignment in which most words are true."""
+
+    def agreement(slots: Sequence[int]) -> int:
+        return sum(
+            _is(subjects[slot], name, what)
+            for slot, name in zip(slots, names, strict=False)
+            for what in _TOLD
+        )
+
+    orders = list(permutations(range(len(subjects))))
+    if len(names) > len(subjects):  # more names than creatures: the first ones count
+        names = names[: len(subjects)]
+    best = max(orders, key=agreement)  # of equal ones the first: the order of the caption
+    return {slot: index for index, slot in enumerate(best[: len(names)])}
+
+
+def _iou(one: Mask, other: Mask) -> float:
+    return float((one & other).sum() / max(1, (one | other).sum()))
