@@ -52,16 +52,6 @@ class Chain:
     segmenter: Segmenter
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
-class Found:
-    """A mention in a caption, its place there, and its pixels; None if the segmenter saw none."""
-
-    mention: str
-    start: int
-    end: int
-    mask: Mask | None
-
-
 def nano_chain(directory: Path) -> Chain:
     """Return the chain of a model's directory, such as `release.find("nano")`.
 
@@ -130,52 +120,54 @@ def place_told(caption: str) -> str | None:
 
 
 def construct(
-    pictures: Sequence[Image.Image], chain: Chain
-) -> tuple[list[str], list[tuple[Found, ...]]]:
-    """Return each picture's caption and, from left to right, what the caption mentions.
+    pictures: Sequence[Image.Image], chain: Chain, *, keys: Sequence[str]
+) -> list[Example]:
+    """Return an example of each picture; what the segmenter does not see stays words.
 
     Source:
         Paper section 3.1, figure 4; NUMERICS section 9.
     """
     captions = chain.captioner(pictures)
     places = [
-        mentions(caption, tags)
+        [(place[0], place[1]) for place in mentions(caption, tags)]
         for caption, tags in zip(captions, chain.finder(captions), strict=True)
     ]
     owners = [index for index, found in enumerate(places) for _ in found]
     phrases = [captions[i][start:end] for i, found in enumerate(places) for start, end in found]
     maps = iter(chain.segmenter([pictures[index] for index in owners], phrases))
-    return captions, [
-        tuple(
-            Found(
-                mention=caption[start:end], start=start, end=end, mask=main_component(next(maps))
-            )
-            for start, end in found
+    return [
+        example(
+            key, picture, caption, [(place, main_component(next(maps))) for place in found], "chain"
         )
-        for caption, found in zip(captions, places, strict=True)
+        for key, picture, caption, found in zip(keys, pictures, captions, places, strict=True)
     ]
 
 
 def example(
-    key: str, picture: Image.Image, caption: str, things: Sequence[Found], source: str
+    key: str,
+    picture: Image.Image,
+    caption: str,
+    found: Sequence[tuple[tuple[int, int], Mask | None]],
+    source: str,
 ) -> Example:
-    """Return the record of a picture; a mention without pixels stays words.
+    """Return the record of a picture.
 
     Args:
-        source: Who said what is in the picture, kept in the record's provenance.
+        found: Where the caption mentions things, and their pixels; without any it stays words.
+        source: Who said so, kept in the record's provenance.
     """
     entities = []
-    for thing in things:
-        if thing.mask is not None:
-            crop, cutout = cut(picture, thing.mask)
+    for (start, end), mask in found:
+        if mask is not None and mask.any():
+            crop, cutout = cut(picture, mask)
             entities.append(
                 Entity(
-                    mention=thing.mention,
-                    start=thing.start,
-                    end=thing.end,
+                    mention=caption[start:end],
+                    start=start,
+                    end=end,
                     crop=crop,
                     cutout=cutout,
-                    mask=Image.fromarray(thing.mask),
+                    mask=Image.fromarray(mask),
                 )
             )
     return Example(

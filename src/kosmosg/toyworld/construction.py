@@ -11,9 +11,10 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
+from kosmosg.data.records import Example
 from kosmosg.errors import ConfigError
 from kosmosg.toyworld.cases import cases, full_name
-from kosmosg.toyworld.chain import Chain, Found, Mask, construct, main_component, place_told, told
+from kosmosg.toyworld.chain import Chain, Mask, construct, main_component, place_told, told
 from kosmosg.toyworld.render import render
 from kosmosg.toyworld.scenes import Scene, Subject
 from kosmosg.toyworld.scores import Row, grid, wilson
@@ -31,11 +32,11 @@ def evaluate(chain: Chain, *, limit: int, seed: int) -> dict[str, Row]:
     """Return what the chain makes of `limit` pictures of one held-out creature, and of two.
 
     `shape` to `all`: how often the caption's words for each creature, in their order, and for the
-    place are right; a word that is missing is wrong. `recall`, `precision`: entities that name a
-    creature of the picture by shape and colour, of the creatures and of the entities. `mean_iou`
-    and `iou_0.8`: masks against the renderer's, over all creatures; one without a mask counts 0.
-    `iou_by_truth`: the same with the renderer's words for prompts. `wrong_pairs`: entities whose
-    mask lies on another creature than the words name, of the entities with a mask.
+    place are right; a word that is missing is wrong. `recall`, `precision`: the record's entities
+    that name a creature of the picture by shape and colour, of the creatures and of the entities.
+    `mean_iou` and `iou_0.8`: masks against the renderer's, over all creatures; one that no entity
+    means counts 0. `iou_by_truth`: the same with the renderer's words for prompts. `wrong_pairs`:
+    entities whose mask lies on another creature than the one that their words mean.
 
     Raises:
         ConfigError: If `limit` is below 1.
@@ -74,11 +75,11 @@ class _Tally:
     def add(self, chain: Chain, scenes: Sequence[Scene]) -> None:
         pixels, masks = render(scenes, SIZE)
         pictures = [Image.fromarray(picture) for picture in pixels]
-        captions, found = construct(pictures, chain)
-        names = [[told(name) for name in tags] for tags in chain.finder(captions)]
-        for index, scene in enumerate(scenes):
-            self._read(scene, captions[index], names[index])
-            self._look(scene, found[index], masks[index])
+        made = construct(pictures, chain, keys=[f"{index}" for index in range(len(scenes))])
+        tags = chain.finder([record.caption for record in made])
+        for scene, record, names, truth in zip(scenes, made, tags, masks, strict=True):
+            self._read(scene, record.caption, [told(name) for name in names])
+            self._look(scene, record, truth)
         self._look_by_truth(chain, scenes, pictures, masks)
 
     def _read(self, scene: Scene, caption: str, names: Sequence[dict[str, str | None]]) -> None:
@@ -94,21 +95,18 @@ class _Tally:
                 self.right[what].append(right)
         self.right["all"].append(everything)
 
-    def _look(self, scene: Scene, found: Sequence[Found], masks: np.ndarray) -> None:
-        names = [told(entity.mention) for entity in found]
+    def _look(self, scene: Scene, record: Example, truth: np.ndarray) -> None:
+        names = [told(entity.mention) for entity in record.entities]
+        masks = [np.asarray(entity.mask) > 0 for entity in record.entities]
         owners = _owners(scene.subjects, names)
-        self.num_entities += len(found)
-        self.num_named += sum(
-            _is(scene.subjects[slot], names[index], "shape")
-            and _is(scene.subjects[slot], names[index], "colour")
-            for slot, index in owners.items()
-        )
-        for slot in range(len(scene.subjects)):
-            entity = found[owners[slot]] if slot in owners else None
-            if entity is None or entity.mask is None:
+        self.num_entities += len(names)
+        for slot, subject in enumerate(scene.subjects):
+            if slot not in owners:
                 self.overlaps.append(0.0)
                 continue
-            overlaps = [_iou(entity.mask, mask) for mask in masks[: len(scene.subjects)]]
+            name, mask = names[owners[slot]], masks[owners[slot]]
+            self.num_named += _is(subject, name, "shape") and _is(subject, name, "colour")
+            overlaps = [_iou(mask, other) for other in truth[: len(scene.subjects)]]
             self.overlaps.append(overlaps[slot])
             self.right["wrong_pairs"].append(max(overlaps) > overlaps[slot])
 

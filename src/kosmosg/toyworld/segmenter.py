@@ -1,13 +1,13 @@
 """The toy world's CLIPSeg: words that name a creature to the pixels that are it.
 
 transformers' own class at toy size, trained from nothing on drawn scenes and the renderer's masks.
-A prompt's mask is every creature of the picture that the words are true of, so one name may have
-two masks' pixels, and words for what is not there have none. Masks alone teach such a small vision
+A prompt's mask is the creature that its words fit best, or all that they fit alike; words of which
+neither the shape nor the colour is there have none. Masks alone teach such a small vision
 tower no words for long; as in `vision.py` each patch also says which creature it shows.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -24,17 +24,19 @@ from kosmosg.tokenizer import Tokenizer
 from kosmosg.toyworld.captions import Detail, name
 from kosmosg.toyworld.foundation import TEXT_LENGTH, text_ids
 from kosmosg.toyworld.render import render
-from kosmosg.toyworld.scenes import Scene, Subject, sample_subject
+from kosmosg.toyworld.scenes import Scene, Subject, is_held_out, sample_subject
 from kosmosg.toyworld.vision import IGNORED, SUBJECT_WIDTHS, patch_words
 
 SIZE = 64
 PATCH = 8
 PROMPTS = 2  # of each scene in training: the vision tower's work is shared
 ABSENT = 0.2  # how many of them name some other creature
+MISTAKEN = 0.3  # how many say of a creature what is true of another one, as captions do
 THRESHOLD = 0.3  # NUMERICS section 9
 BATCH = 64
 # How often a prompt says each attribute; captions say most of them.
 _SAID = {"shape": 0.92, "colour": 0.93, "pattern": 0.85, "accessory": 0.85, "size": 0.3}
+_WORN = ("pattern", "pattern_colour", "accessory")
 Batch = tuple[Tensor, Tensor, Tensor, Tensor]
 
 
@@ -108,7 +110,7 @@ class GroundedSegmenter(nn.Module):
 
 @dataclass(frozen=True, kw_only=True)
 class Asked:
-    """Words, and which of a scene's subjects they are true of."""
+    """Words, and which of a scene's subjects they mean."""
 
     words: str
     slots: tuple[int, ...]
@@ -118,32 +120,48 @@ def asked(scene: Scene) -> list[Asked]:
     """Return the prompts of a scene; they follow from it. None names a held-out combination."""
     rng = np.random.default_rng([scene.seed, 3])
     first = int(rng.integers(len(scene.subjects)))
-    return [
-        _asked(scene, scene.subjects[(first + number) % len(scene.subjects)], rng)
-        for number in range(PROMPTS)
-    ]
+    return [_asked(scene, first + number, rng) for number in range(PROMPTS)]
 
 
-def _asked(scene: Scene, subject: Subject, rng: np.random.Generator) -> Asked:
-    if rng.random() < ABSENT:
-        subject = sample_subject(rng)
-    coins = dict(zip(_SAID, rng.random(len(_SAID)).tolist(), strict=True))
-    said = {what for what, probability in _SAID.items() if coins[what] < probability}
+def _asked(scene: Scene, number: int, rng: np.random.Generator) -> Asked:
+    subjects = scene.subjects
+    subject, other = subjects[number % len(subjects)], subjects[(number + 1) % len(subjects)]
+    coins = rng.random(3 + len(_SAID)).tolist()
+    if len(subjects) == 1 or coins[0] < ABSENT:
+        other = sample_subject(rng)
+    if coins[0] < ABSENT:
+        subject = other
+    elif coins[1] < MISTAKEN:
+        subject = _mistaken(subject, other, ("shape",) if coins[2] < 0.2 else _WORN)
+    said = {
+        what
+        for (what, probability), coin in zip(_SAID.items(), coins[3:], strict=True)
+        if coin < probability
+    }
     detail = Detail(**{what: float(what in said) for what in _SAID})
-    words = name(subject, rng, detail, alone=len(scene.subjects) == 1)
-    slots = (slot for slot, other in enumerate(scene.subjects) if _true(subject, said, other))
-    return Asked(words=words, slots=tuple(slots))
+    words = name(subject, rng, detail, alone=len(subjects) == 1)
+    return Asked(words=words, slots=_meant(subject, said, subjects))
 
 
-def _true(subject: Subject, said: set[str], other: Subject) -> bool:
-    """Return whether words that say this much of `subject` are true of `other`, size aside."""
-    if subject.pattern == "plain":
-        said = said - {"pattern"}  # no word says so
-    if subject.accessory == "none":
-        said = said - {"accessory"}
-    if "pattern" in said and subject.pattern_colour != other.pattern_colour:
-        return False
-    return all(getattr(subject, what) == getattr(other, what) for what in said - {"size"})
+def _mistaken(subject: Subject, other: Subject, what: tuple[str, ...]) -> Subject:
+    changed = replace(subject, **{attribute: getattr(other, attribute) for attribute in what})
+    unseen = is_held_out(changed.shape, changed.colour, changed.pattern)
+    return subject if unseen else changed
+
+
+def _meant(subject: Subject, said: set[str], others: Sequence[Subject]) -> tuple[int, ...]:
+    """Return which subjects fit words best that say this much of `subject`: first by the body."""
+    body = said & {"shape", "colour"}
+    worn = said & {"accessory"} if subject.accessory != "none" else set[str]()
+    if "pattern" in said and subject.pattern != "plain":  # no word says plain
+        worn |= {"pattern", "pattern_colour"}
+    slots = list(range(len(others)))
+    for words in (body, worn):
+        fits = [sum(getattr(subject, w) == getattr(others[slot], w) for w in words) for slot in slots]
+        if words and max(fits) == 0 and (words is body or not body):
+            return ()
+        slots = [slot for slot, fit in zip(slots, fits, strict=True) if fit == max(fits)]
+    return tuple(slots)
 
 
 @dataclass(frozen=True, kw_only=True)
