@@ -24,6 +24,19 @@ def of_parts(directory: Path, parts: Iterable[str]) -> dict[str, str]:
     return {part: _of_part(directory / part, known) for part in parts}
 
 
+def of_directory(directory: Path) -> str:
+    """Return the sha256 of any model's directory: of the sums and names of its weights and configs.
+
+    Folders below it count too, and a file SHA256SUMS in it as in `of_parts`.
+
+    Raises:
+        CheckpointError: If a file cannot be read.
+    """
+    known = _read_sums(directory / SUMS)
+    paths = [*directory.rglob("*.safetensors"), *directory.rglob("config.json")]
+    return _of_files(paths, known, directory)
+
+
 def of_file(path: Path) -> str:
     """Return the sha256 of a file's bytes, read again only when it has changed.
 
@@ -40,7 +53,14 @@ def of_file(path: Path) -> str:
 def _of_part(folder: Path, known: dict[Path, str]) -> str:
     paths = release.weight_files(folder)  # none: the tokenizer, which has no weights
     paths = [*paths, folder / "config.json"] if paths else sorted(folder.glob("*"))
-    lines = [f"{known.get(path) or of_file(path)}  {path.name}\n" for path in sorted(paths)]
+    return _of_files(paths, known, folder)
+
+
+def _of_files(paths: Iterable[Path], known: dict[Path, str], folder: Path) -> str:
+    lines = [
+        f"{known.get(path) or of_file(path)}  {path.relative_to(folder).as_posix()}\n"
+        for path in sorted(paths)
+    ]
     return hashlib.sha256("".join(lines).encode()).hexdigest()
 
 

@@ -6,9 +6,10 @@ import pytest
 from PIL import Image
 
 from kosmosg.data.compose import compose
+from kosmosg.data.mentions import mentions
 from kosmosg.sequence import encode
 from kosmosg.verify import Golden, check_file
-from kosmosg.verify.loaders import PICTURE, coins, example, mentions
+from kosmosg.verify.loaders import PICTURE, coins, example
 
 P = PICTURE
 UNKNOWN = 3
@@ -122,7 +123,7 @@ def test_open_images_rows_as_prompts(shared: Golden, dropped: bool) -> None:
 
 def test_mentions_that_the_recording_has_not() -> None:
     caption = "a Cat, a cat and a big red cat-flap"
-    assert mentions(caption, ["cat", "Red", "dog", "", "big"]) == [(2, 5), (19, 22)]
+    assert mentions(caption, ["cat", "Red", "dog", "", "big"]) == [(2, 5, 2), (19, 22, 0)]
     assert mentions(caption, ["cat", "cat"]) == []  # each is found within two tags
 
 

@@ -83,6 +83,51 @@ def to_bytes(record: Record, *, pictures: Literal["png", "jpg"] = "png") -> dict
     return files
 
 
+def check_fits(record: Record) -> None:
+    """Pass a record that `from_bytes` will take back once it is written.
+
+    Raises:
+        DataError: If a text is too long or no valid Unicode, or all of them are too much.
+    """
+    match record:
+        case Document():
+            parts: Sequence[object] = record.parts
+        case Caption():
+            parts = [record.text]
+        case Example():
+            parts = [record.caption, *(entity.mention for entity in record.entities)]
+        case Edit():
+            parts = [record.caption, record.instruction, record.after_caption, *record.before]
+    if len(parts) > MAX_PARTS:
+        raise DataError(
+            f"record {record.key} has {len(parts)} parts, at most {MAX_PARTS} are read; split it",
+            reason="too many parts",
+        )
+    size = 256 * len(parts) + 512  # more than names, numbers and brackets take
+    for text in [*parts, *record.provenance, *record.provenance.values()]:
+        if not isinstance(text, str):
+            continue
+        if len(text) > MAX_TEXT_LENGTH:
+            raise DataError(
+                f"record {record.key}: a text has {len(text)} characters, at most"
+                f" {MAX_TEXT_LENGTH} are read; split it",
+                reason="text too long",
+            )
+        try:
+            size += len(json.dumps(text, ensure_ascii=False).encode())
+        except UnicodeEncodeError as error:  # half a surrogate pair, which JSON can spell
+            raise DataError(
+                f"record {record.key}: {text[:40]!a} is no valid Unicode; save it as UTF-8",
+                reason="bad text",
+            ) from error
+    if size > MAX_JSON_BYTES:
+        raise DataError(
+            f"record {record.key}: its texts take {size} bytes, at most {MAX_JSON_BYTES} are read;"
+            " split it",
+            reason="json too large",
+        )
+
+
 def _png(image: Image.Image) -> bytes:
     buffer = io.BytesIO()
     image.save(buffer, "PNG")

@@ -19,6 +19,7 @@ class Skips:
         self.num_kept = 0
         self.reasons: Counter[str] = Counter()
         self.named: dict[str, list[str]] = {}
+        self.dropped: Counter[str] = Counter()
         self._limit = limit
         self._least = least
 
@@ -48,6 +49,10 @@ class Skips:
                 f" {self._limit:.0%}: {self}; the last: {error}",
                 reason="too many left out",
             ) from error
+
+    def drop(self, reason: str) -> None:
+        """Count a record that a rule leaves out; it is not bad and counts towards no limit."""
+        self.dropped[reason] += 1
 
     def __str__(self) -> str:
         """Return the reasons and their counts, the commonest first."""

@@ -1,6 +1,5 @@
 """Training sequences: what stages 2 and 3 make of the rows that the released loaders read."""
 
-import re
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -8,6 +7,8 @@ import numpy as np
 from PIL import Image
 
 from kosmosg.data.compose import DROP_PROBABILITY, compose
+from kosmosg.data.mentions import mentions
+from kosmosg.data.readers.tsv import keeps_size
 from kosmosg.data.records import Edit, Entity, Example, Record
 from kosmosg.images import decoder_view
 from kosmosg.sequence import Encoded, collate, encode
@@ -15,16 +16,6 @@ from kosmosg.tokenizer import Tokenizer
 from kosmosg.verify.compare import Check, exactly, not_checked
 from kosmosg.verify.golden import Golden, read_json
 from kosmosg.verify.inputs import PICTURE
-
-# Tags that are no things. NUMERICS gives their number, not their names: the commonest sixteen.
-COLOURS = (
-    *("black", "white", "gray", "grey", "red", "orange", "yellow", "green", "blue", "purple"),
-    *("pink", "brown", "gold", "silver", "beige", "tan"),
-)
-# A mention reaches to the end of its word.
-ENDS = re.compile(r"[ ,.!?;:)\]}]")
-# The reader of LAION rows drops small pictures; that reader is not a part of this package.
-LEFT_OUT = frozenset({"laion.filter.size"})
 
 
 def loaders(golden: Golden, name: str) -> Iterator[Check]:
@@ -36,9 +27,9 @@ def loaders(golden: Golden, name: str) -> Iterator[Check]:
     recorded = read_json(golden.directory / name)
     for section, rows in recorded.items():
         kind, _, options = section.partition(".")
-        if section in LEFT_OUT:
-            continue
-        if section.endswith(".batch"):
+        if section == "laion.filter.size":
+            yield from _sizes(name, section, rows)
+        elif section.endswith(".batch"):
             if section.removesuffix(".batch") not in recorded:
                 yield not_checked(name, f"{section} is a batch of rows that are not there")
         elif kind == "laion":
@@ -49,30 +40,6 @@ def loaders(golden: Golden, name: str) -> Iterator[Check]:
             yield from _open_images(golden, name, section, rows)
         else:
             yield not_checked(name, f"no part of kosmosg makes {section}")
-
-
-def mentions(caption: str, tags: Sequence[str]) -> list[tuple[int, int]]:
-    """Return where the released loader finds things in a caption, from left to right.
-
-    Source:
-        NUMERICS section 9 (OpenImages).
-    """
-    kept = []
-    for tag in tags:
-        found = re.search(_word(tag), caption, re.IGNORECASE) if tag else None
-        within = sum(bool(re.search(rf"\b{tag}\b", other)) for other in tags)  # sic: not escaped
-        if found and tag.lower() not in COLOURS and within <= 1:
-            kept.append((found.end(), tag))
-    places, position = [], 0
-    for _, tag in sorted(kept, key=lambda pair: pair[0]):
-        found = re.search(_word(tag), caption[position:], re.IGNORECASE)
-        if found is None:
-            continue
-        start, end = position + found.start(), position + found.end()
-        stop = ENDS.search(caption, end)
-        position = stop.start() if stop else len(caption)
-        places.append((start, position))
-    return places
 
 
 def _open_images(
@@ -140,6 +107,13 @@ def _captions(
         yield from _same_batch(encoded, batch, tokenizer, name, f"{section}.batch")
 
 
+def _sizes(name: str, section: str, rows: list[dict[str, Any]]) -> Iterator[Check]:
+    for row in rows:
+        kept = keeps_size(row["w"], row["h"], stage=2 if row["align"] else 3)
+        what = f"{section} {row['w']!r} x {row['h']!r}, stage {2 if row['align'] else 3}: left out"
+        yield exactly(name, what, not kept, row["filtered"])
+
+
 def _same(one: Encoded, row: dict[str, Any], name: str, what: str) -> Iterator[Check]:
     """The released loaders end with `</s>` and cut it off before the model."""
     yield exactly(name, f"{what}: ids", one.input_ids.tolist(), row["tokens"][:-1])
@@ -171,7 +145,7 @@ def example(caption: str, tags: Sequence[str]) -> Example:
     """Return a caption as a record, with the things of these tags in it."""
     entities = tuple(
         Entity(mention=caption[start:end], start=start, end=end, crop=PICTURE, cutout=PICTURE)
-        for start, end in mentions(caption, tags)
+        for start, end, _ in mentions(caption, tags)
     )
     return Example(key="row", caption=caption, entities=entities, image=PICTURE)
 
@@ -203,7 +177,3 @@ def coins(*, dropped: bool) -> np.random.Generator:
 def _dropped(options: str) -> bool | None:
     """Whether the words are dropped; None where a coin was tossed that nobody recorded."""
     return {"drop0.0": False, "drop1.0": True}.get(options)
-
-
-def _word(tag: str) -> str:
-    return rf"\b{re.escape(tag)}\b"

@@ -1,0 +1,1 @@
+"""Construction of training data: picture, caption, entities, masks, records (paper section 3.1)."""

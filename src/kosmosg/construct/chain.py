@@ -1,0 +1,106 @@
+"""A unit of pictures to the examples of its shard: what a worker does, again and again."""
+
+import dataclasses
+import hashlib
+import itertools
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TypeAlias
+
+from kosmosg.construct.config import ConstructConfig
+from kosmosg.construct.example import NO_ENTITIES, NOT_FOUND, Source, Steps, construct
+from kosmosg.construct.folder import FolderUnit, TarUnit, sources_of
+from kosmosg.construct.models import load
+from kosmosg.construct.openimages import Licences
+from kosmosg.data.records import Example
+from kosmosg.data.skips import Skips
+
+PictureUnit: TypeAlias = FolderUnit | TarUnit
+
+
+@dataclass(frozen=True, kw_only=True)
+class MakeWorker:
+    """Loads the models of a configuration, in the process that will use them.
+
+    Args:
+        config: Of the run.
+        source: The collection's name.
+        provenance: Of every example: `models.provenance_of`, read once by whoever starts workers.
+        licences: What is known of each picture by its id, if anything.
+    """
+
+    config: ConstructConfig
+    source: str
+    provenance: Mapping[str, str]
+    licences: Licences | None = None
+
+    def __call__(self) -> Callable[[PictureUnit, Skips], Iterator[Example]]:
+        """Return the worker: from a unit to its examples."""
+        steps = load(self.config)
+        return lambda unit, skips: self._examples(unit, skips, steps)
+
+    def _examples(self, unit: PictureUnit, skips: Skips, steps: Steps) -> Iterator[Example]:
+        sources = sources_of(unit, skips, source=self.source, captions=self.config.captions)
+        while batch := list(itertools.islice(sources, self.config.batch_size)):
+            yield from examples(
+                self._told(batch), steps, self.config, skips, provenance=self.provenance
+            )
+
+    def _told(self, batch: Sequence[Source]) -> Sequence[Source]:
+        if self.licences is None:
+            return batch
+        known = self.licences.of(source.provenance["source_id"] for source in batch)
+        return [
+            dataclasses.replace(
+                source,
+                provenance={**source.provenance, **known.get(source.provenance["source_id"], {})},
+            )
+            for source in batch
+        ]
+
+
+def examples(
+    batch: Sequence[Source],
+    steps: Steps,
+    config: ConstructConfig,
+    skips: Skips,
+    *,
+    provenance: Mapping[str, str],
+) -> Iterator[Example]:
+    """Yield the examples of a batch of pictures, and count what is left out.
+
+    A picture in which nothing was found is left out by rule, not because it is bad.
+
+    Raises:
+        DataError: If too many were skipped.
+    """
+    made = construct(
+        batch,
+        steps,
+        size=config.size,
+        threshold=config.segmenter.threshold,
+        picture=config.picture,
+        without_entities=config.without_entities,
+        provenance=provenance,
+    )
+    for one in made:
+        if isinstance(one, Example):
+            missed = one.provenance.get(NOT_FOUND)
+            for _ in missed.split(", ") if missed else ():
+                skips.drop("entity not found in its picture")
+            skips.keep()
+            yield one
+        elif one.reason == NO_ENTITIES:
+            skips.drop(NO_ENTITIES)
+        else:
+            skips.skip(one)
+
+
+def digest_of(units: Sequence[PictureUnit]) -> str:
+    """Return a sum of what a folder's units are made of, "" of tars, which may become more.
+
+    A folder that changed is cut into other pieces: shards of before do not fit it.
+    """
+    pieces = [unit for unit in units if isinstance(unit, FolderUnit)]
+    lines = "\n".join(name for unit in pieces for name in unit.names)
+    return hashlib.sha256(lines.encode("utf-8", "surrogateescape")).hexdigest() if pieces else ""
