@@ -121,7 +121,7 @@ def foundation(
 @app.command()
 def construction(
     model: Annotated[
-        str, typer.Option(metavar="NAME|DIR", help="The shipped model, or WORKSPACE/model.")
+        str, typer.Option(metavar="NAME|DIR", help="The shipped model, or a directory.")
     ] = "nano",
     limit: Annotated[
         int, typer.Option(help="Pictures of one creature, and as many of two; the first ones.")
@@ -147,5 +147,5 @@ def construction(
     from kosmosg.toyworld import chain, construction
 
     transformers_logging.disable_progress_bar()
-    report = construction.evaluate(chain.nano_chain(release.find(model)), limit=limit, seed=seed)
+    report = construction.evaluate(chain.nano_steps(release.find(model)), limit=limit, seed=seed)
     print(json.dumps(report, indent=2) if as_json else construction.table(report))

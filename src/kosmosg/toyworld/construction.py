@@ -1,7 +1,7 @@
 """How good the construction of training data is, where the renderer knows the truth.
 
-Pictures of held-out creatures go through the chain; its captions, entities and masks are compared
-with the scenes that were drawn.
+Pictures of held-out creatures go through the steps of `kosmosg.construct` with nano's models; their
+captions, entities and masks are compared with the scenes that were drawn.
 """
 
 from collections.abc import Sequence
@@ -11,10 +11,12 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
+from kosmosg.construct.example import Source, Steps, construct
+from kosmosg.construct.segment import THRESHOLD, largest_part
 from kosmosg.data.records import Example
-from kosmosg.errors import ConfigError
+from kosmosg.errors import ConfigError, DataError
 from kosmosg.toyworld.cases import cases, full_name
-from kosmosg.toyworld.chain import Chain, Mask, construct, main_component, place_told, told
+from kosmosg.toyworld.chain import Told, names, place_told, told
 from kosmosg.toyworld.render import render
 from kosmosg.toyworld.scenes import Scene, Subject
 from kosmosg.toyworld.scores import Row, grid, wilson
@@ -28,8 +30,8 @@ _CAPTION = ("shape", "colour", "pattern", "accessory", "place", "all")
 _CHAIN = ("recall", "precision", "mean_iou", f"iou_{GOOD}", "iou_by_truth", "wrong_pairs", "n")
 
 
-def evaluate(chain: Chain, *, limit: int, seed: int) -> dict[str, Row]:
-    """Return what the chain makes of `limit` pictures of one held-out creature, and of two.
+def evaluate(steps: Steps, *, limit: int, seed: int) -> dict[str, Row]:
+    """Return what the steps make of `limit` pictures of one held-out creature, and of two.
 
     `shape` to `all`: how often the caption's words for each creature, in their order, and for the
     place are right; a word that is missing is wrong. `recall`, `precision`: the record's entities
@@ -49,7 +51,7 @@ def evaluate(chain: Chain, *, limit: int, seed: int) -> dict[str, Row]:
             scenes = [case.target for case in cases(limit, seed=seed, num_subjects=count)]
             tally = _Tally(count)
             for start in range(0, limit, BATCH):
-                tally.add(chain, scenes[start : start + BATCH])
+                tally.add(steps, scenes[start : start + BATCH])
                 bar.update(len(scenes[start : start + BATCH]))
             report[name] = tally.row()
     report["settings"] = {"limit": limit, "seed": seed, "toyworld": VERSION}
@@ -72,22 +74,25 @@ class _Tally:
         self.overlaps_by_truth: list[float] = []
         self.num_named = self.num_entities = 0
 
-    def add(self, chain: Chain, scenes: Sequence[Scene]) -> None:
+    def add(self, steps: Steps, scenes: Sequence[Scene]) -> None:
         pixels, masks = render(scenes, SIZE)
         pictures = [Image.fromarray(picture) for picture in pixels]
-        made = construct(pictures, chain, keys=[f"{index}" for index in range(len(scenes))])
-        tags = chain.finder([record.caption for record in made])
-        for scene, record, names, truth in zip(scenes, made, tags, masks, strict=True):
-            self._read(scene, record.caption, [told(name) for name in names])
+        sources = [Source(key=f"{n}", image=picture) for n, picture in enumerate(pictures)]
+        made = construct(sources, steps, size=SIZE, without_entities="keep")
+        for scene, record, truth in zip(scenes, made, masks, strict=True):
+            if isinstance(record, DataError):  # a picture that the renderer drew has no fault
+                raise record
+            self._read(scene, record.caption)
             self._look(scene, record, truth)
-        self._look_by_truth(chain, scenes, pictures, masks)
+        self._look_by_truth(steps, scenes, pictures, masks)
 
-    def _read(self, scene: Scene, caption: str, names: Sequence[dict[str, str | None]]) -> None:
+    def _read(self, scene: Scene, caption: str) -> None:
+        said_of = [told(name) for name in names(caption)]
         place = place_told(caption) == scene.place
-        everything = place and len(names) == len(scene.subjects)
+        everything = place and len(said_of) == len(scene.subjects)
         self.right["place"].append(place)
         for slot, subject in enumerate(scene.subjects):
-            said = names[slot] if slot < len(names) else None
+            said = said_of[slot] if slot < len(said_of) else None
             verdict = {what: said is not None and _is(subject, said, what) for what in _TOLD}
             verdict["pattern"] &= verdict.pop("pattern_colour")
             everything = everything and all(verdict.values())
@@ -96,33 +101,33 @@ class _Tally:
         self.right["all"].append(everything)
 
     def _look(self, scene: Scene, record: Example, truth: np.ndarray) -> None:
-        names = [told(entity.mention) for entity in record.entities]
+        said_of = [told(entity.mention) for entity in record.entities]
         masks = [np.asarray(entity.mask) > 0 for entity in record.entities]
-        owners = _owners(scene.subjects, names)
-        self.num_entities += len(names)
+        owners = _owners(scene.subjects, said_of)
+        self.num_entities += len(said_of)
         for slot, subject in enumerate(scene.subjects):
             if slot not in owners:
                 self.overlaps.append(0.0)
                 continue
-            name, mask = names[owners[slot]], masks[owners[slot]]
-            self.num_named += _is(subject, name, "shape") and _is(subject, name, "colour")
+            said, mask = said_of[owners[slot]], masks[owners[slot]]
+            self.num_named += _is(subject, said, "shape") and _is(subject, said, "colour")
             overlaps = [_iou(mask, other) for other in truth[: len(scene.subjects)]]
             self.overlaps.append(overlaps[slot])
             self.right["wrong_pairs"].append(max(overlaps) > overlaps[slot])
 
     def _look_by_truth(
         self,
-        chain: Chain,
+        steps: Steps,
         scenes: Sequence[Scene],
         pictures: Sequence[Image.Image],
         masks: np.ndarray,
     ) -> None:
         asked = [(i, slot) for i, scene in enumerate(scenes) for slot in range(len(scene.subjects))]
         words = [full_name(scenes[i].subjects[slot]) for i, slot in asked]
-        maps = chain.segmenter([pictures[i] for i, _ in asked], words)
+        maps = steps.segmenter([pictures[i] for i, _ in asked], words)
         for (i, slot), probabilities in zip(asked, maps, strict=True):
-            mask = main_component(probabilities)
-            self.overlaps_by_truth.append(0.0 if mask is None else _iou(mask, masks[i, slot]))
+            mask = largest_part(probabilities > THRESHOLD)
+            self.overlaps_by_truth.append(_iou(mask, masks[i, slot]))
 
     def row(self) -> Row:
         num_subjects = len(self.overlaps)
@@ -138,30 +143,30 @@ class _Tally:
         return row
 
 
-def _is(subject: Subject, said: dict[str, str | None], what: str) -> bool:
+def _is(subject: Subject, said: Told, what: str) -> bool:
     if what == "pattern_colour" and subject.pattern == "plain":
         return True
     return getattr(subject, what) == said[what]
 
 
-def _owners(
-    subjects: Sequence[Subject], names: Sequence[dict[str, str | None]]
-) -> dict[int, int]:
-    """Return which name means each subject: the assignment in which most words are true."""
+def _owners(subjects: Sequence[Subject], said_of: Sequence[Told]) -> dict[int, int]:
+    """Return which name means each subject: the assignment in which most words are true.
+
+    Of more names than subjects the first ones count.
+    """
+    said_of = said_of[: len(subjects)]
 
     def agreement(slots: Sequence[int]) -> int:
         return sum(
-            _is(subjects[slot], name, what)
-            for slot, name in zip(slots, names, strict=False)
+            _is(subjects[slot], said, what)
+            for slot, said in zip(slots, said_of, strict=False)
             for what in _TOLD
         )
 
-    orders = list(permutations(range(len(subjects))))
-    if len(names) > len(subjects):  # more names than creatures: the first ones count
-        names = names[: len(subjects)]
-    best = max(orders, key=agreement)  # of equal ones the first: the order of the caption
-    return {slot: index for index, slot in enumerate(best[: len(names)])}
+    # Of equal ones the first: the order of the caption.
+    best = max(permutations(range(len(subjects))), key=agreement)
+    return {slot: index for index, slot in enumerate(best[: len(said_of)])}
 
 
-def _iou(one: Mask, other: Mask) -> float:
+def _iou(one: np.ndarray, other: np.ndarray) -> float:
     return float((one & other).sum() / max(1, (one | other).sum()))

@@ -6,20 +6,18 @@ neither the shape nor the colour is there have none. Masks alone teach such a sm
 tower no words for long; as in `vision.py` each patch also says which creature it shows.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
-from PIL import Image
 from torch import Tensor, nn
 from transformers import CLIPSegConfig, CLIPSegForImageSegmentation
 
-from kosmosg.errors import CheckpointError
-from kosmosg.images import CLIP_MEAN, CLIP_STD, clip_view
+from kosmosg.construct.segment import THRESHOLD
+from kosmosg.images import CLIP_MEAN, CLIP_STD
 from kosmosg.tokenizer import Tokenizer
 from kosmosg.toyworld.captions import Detail, name
 from kosmosg.toyworld.foundation import TEXT_LENGTH, text_ids
@@ -29,11 +27,10 @@ from kosmosg.toyworld.vision import IGNORED, SUBJECT_WIDTHS, patch_words
 
 SIZE = 64
 PATCH = 8
+WIDTH = 144  # of the vision tower
 PROMPTS = 2  # of each scene in training: the vision tower's work is shared
 ABSENT = 0.2  # how many of them name some other creature
 MISTAKEN = 0.3  # how many say of a creature what is true of another one, as captions do
-THRESHOLD = 0.3  # NUMERICS section 9
-BATCH = 64
 # How often a prompt says each attribute; captions say most of them.
 _SAID = {"shape": 0.92, "colour": 0.93, "pattern": 0.85, "accessory": 0.85, "size": 0.3}
 _WORN = ("pattern", "pattern_colour", "accessory")
@@ -56,8 +53,8 @@ def build_segmenter(vocab_size: int) -> CLIPSegForImageSegmentation:
             "pad_token_id": end,
         },
         vision_config={
-            "hidden_size": 144,
-            "intermediate_size": 576,
+            "hidden_size": WIDTH,
+            "intermediate_size": 4 * WIDTH,
             "num_hidden_layers": 3,
             "num_attention_heads": 4,
             "image_size": SIZE,
@@ -84,9 +81,7 @@ class GroundedSegmenter(nn.Module):
     def __init__(self, segmenter: CLIPSegForImageSegmentation) -> None:
         super().__init__()
         self.segmenter = segmenter
-        self.words = nn.Linear(
-            segmenter.config.vision_config.hidden_size, sum(SUBJECT_WIDTHS)
-        )
+        self.words = nn.Linear(WIDTH, sum(SUBJECT_WIDTHS))
 
     def forward(
         self,
@@ -157,7 +152,9 @@ def _meant(subject: Subject, said: set[str], others: Sequence[Subject]) -> tuple
         worn |= {"pattern", "pattern_colour"}
     slots = list(range(len(others)))
     for words in (body, worn):
-        fits = [sum(getattr(subject, w) == getattr(others[slot], w) for w in words) for slot in slots]
+        fits = [
+            sum(getattr(subject, w) == getattr(others[slot], w) for w in words) for slot in slots
+        ]
         if words and max(fits) == 0 and (words is body or not body):
             return ()
         slots = [slot for slot, fit in zip(slots, fits, strict=True) if fit == max(fits)]
@@ -234,39 +231,3 @@ def _ids(words: Sequence[str], tokenizer: Tokenizer) -> Int[Tensor, "prompts seq
     """Return what the text tower reads, without the ends that pad every row."""
     ids = text_ids(words, tokenizer)
     return ids[:, : int((ids != tokenizer.vocab_size).sum(1).max()) + 1]
-
-
-Segmenter = Callable[[Sequence[Image.Image], Sequence[str]], list[np.ndarray]]
-
-
-def nano_segmenter(directory: Path) -> Segmenter:
-    """Return a function from pictures and one phrase each to probability maps, 64 x 64 float32.
-
-    Args:
-        directory: A model's, with the parts segmenter/ and tokenizer/.
-
-    Raises:
-        CheckpointError: If the segmenter is not there.
-    """
-    folder = directory / "segmenter"
-    if not (folder / "model.safetensors").is_file():
-        raise CheckpointError(
-            f"{folder} has no weights: train it (kosmosg train nano-segmenter), or give a model"
-            " that has it (nano has)"
-        )
-    model = CLIPSegForImageSegmentation.from_pretrained(
-        folder, dtype=torch.float32, local_files_only=True, attn_implementation="eager"
-    ).eval()
-    tokenizer = Tokenizer.from_pretrained(directory / "tokenizer")
-
-    @torch.no_grad()
-    def segment(pictures: Sequence[Image.Image], phrases: Sequence[str]) -> list[np.ndarray]:
-        maps: list[np.ndarray] = []
-        for start in range(0, len(pictures), BATCH):
-            shown = [clip_view(picture, SIZE) for picture in pictures[start : start + BATCH]]
-            ids = _ids(phrases[start : start + BATCH], tokenizer)
-            logits = model(input_ids=ids, pixel_values=torch.stack(shown)).logits
-            maps += list(logits.sigmoid().reshape(-1, SIZE, SIZE).numpy())
-        return maps
-
-    return segment

@@ -1,11 +1,11 @@
-"""Two sets of stage 3 examples of the same pictures: the renderer's truth, and the chain's.
+"""Two sets of stage 3 examples of the same pictures: the renderer's truth, and the steps'.
 
 They answer what construction costs: stage 3 is trained from each, all else alike. Edits and plain
 captions are the same for both. Drawn as `streams.stage3_stream` draws them, nothing held out.
 """
 
 import json
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,18 +13,19 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
+from kosmosg.construct.example import Source, Steps, construct
 from kosmosg.data.mixture import seed_of
 from kosmosg.data.records import Entity, Example, Record
 from kosmosg.data.samples import to_bytes
 from kosmosg.data.tars import write_shard
-from kosmosg.errors import ConfigError
+from kosmosg.errors import ConfigError, DataError
 from kosmosg.toyworld.captions import FULL, arrange, name
-from kosmosg.toyworld.chain import Chain, construct, example
 from kosmosg.toyworld.render import render
 from kosmosg.toyworld.scenes import Scene
 from kosmosg.toyworld.segmenter import SIZE
 from kosmosg.toyworld.streams import (
     caption_stream,
+    cut,
     edit_stream,
     example_scene,
     stays_generic,
@@ -34,17 +35,19 @@ from kosmosg.toyworld.streams import (
 PARTS = {"examples": 2, "edits": 2, "captions": 1}
 SETS = ("truth", "constructed", "edits", "captions")
 SETTINGS = "settings.json"
+FROM = {"source": "toyworld"}
+BATCH = 64
 
 
 def write(
-    chain: Chain, out: Path, *, model: str, num_captions: int, per_shard: int = 512, seed: int = 11
+    steps: Steps, out: Path, *, model: str, num_captions: int, per_shard: int = 512, seed: int = 11
 ) -> None:
     """Write the shards `OUT/SET/NUMBER.tar` of each of `SETS`; those that are there stay.
 
     Args:
-        chain: Makes `constructed`.
+        steps: Make `constructed`.
         out: A new directory, or one that an earlier call with the same settings began.
-        model: What the chain's models are called, to be kept.
+        model: What the steps' models are called, to be kept.
         num_captions: There are twice as many examples of each set, and edits.
         per_shard: Records of each.
         seed: Of everything drawn.
@@ -68,7 +71,9 @@ def write(
         if kind == "examples":
             paths = (out / "truth" / file, out / "constructed" / file)
             if not all(path.exists() for path in paths):
-                for path, records in zip(paths, _examples(chain, start, count, seed), strict=True):
+                for path, records in zip(
+                    paths, _examples(steps, start, count, model=model, seed=seed), strict=True
+                ):
                     _write(path, records)
         elif not (out / kind / file).exists():
             make = edit_stream if kind == "edits" else caption_stream
@@ -90,21 +95,30 @@ def _write(path: Path, records: Iterable[Record]) -> None:
 
 
 def _examples(
-    chain: Chain, start: int, count: int, seed: int
+    steps: Steps, start: int, count: int, *, model: str, seed: int
 ) -> tuple[list[Example], list[Example]]:
-    """Return the truth and the chain's work for pictures number `start` and following."""
+    """Return the truth and the steps' work for pictures number `start` and following."""
     truths: list[Example] = []
     made: list[Example] = []
-    for first in range(start, start + count, 64):
-        numbers = range(first, min(first + 64, start + count))
+    for first in range(start, start + count, BATCH):
+        numbers = range(first, min(first + BATCH, start + count))
         keys = [f"toy-{seed}-example-{number}" for number in numbers]
         generators = [np.random.default_rng(seed_of(seed, "example", n)) for n in numbers]
         scenes = [example_scene(rng) for rng in generators]
         pixels, masks = render(scenes, SIZE)
         pictures = [Image.fromarray(picture) for picture in pixels]
         truths += map(_truth, keys, pictures, scenes, masks, generators)
-        made += construct(pictures, chain, keys=keys)
-    return [_generic(record, seed) for record in truths], [_generic(record, seed) for record in made]
+        sources = [
+            Source(key=key, image=picture, provenance={**FROM, "constructed_by": model})
+            for key, picture in zip(keys, pictures, strict=True)
+        ]
+        for record in construct(sources, steps, size=SIZE, without_entities="keep"):
+            if isinstance(record, DataError):  # a picture that the renderer drew has no fault
+                raise record
+            made.append(record)
+    return [_as_prompted(record, seed) for record in truths], [
+        _as_prompted(record, seed) for record in made
+    ]
 
 
 def _truth(
@@ -114,16 +128,34 @@ def _truth(
     alone = len(scene.subjects) == 1
     names = [name(subject, rng, FULL, alone=alone) for subject in scene.subjects]
     parts = arrange(names, scene, rng, FULL)
-    starts = [sum(map(len, parts[: 2 * slot + 1])) for slot in range(len(names))]
-    places = [(start, start + len(said)) for start, said in zip(starts, names, strict=True)]
-    found = list(zip(places, masks, strict=False))
-    return example(key, picture, "".join(parts), found, "renderer")
+    entities: list[Entity] = []
+    for slot, mention in enumerate(names):
+        start = sum(map(len, parts[: 2 * slot + 1]))
+        if masks[slot].any():
+            entities.append(
+                Entity(
+                    mention=mention,
+                    start=start,
+                    end=start + len(mention),
+                    crop=picture,  # cut out with those of the steps
+                    cutout=picture,
+                    mask=Image.fromarray(masks[slot]),
+                )
+            )
+    return Example(
+        key=key,
+        caption="".join(parts),
+        entities=tuple(entities),
+        image=picture,
+        provenance={**FROM, "constructed_by": "renderer"},
+    )
 
 
-def _generic(record: Example, seed: int) -> Example:
-    """Return the example with some mentions as `a creature`, as the world's own examples have it.
+def _as_prompted(record: Example, seed: int) -> Example:
+    """Return the example with crops and some mentions as the world's own examples have them.
 
-    The evaluation's prompts say that and nothing else of a creature.
+    Crops leave a margin; mostly a mention is `a creature`, which is all that the evaluation's
+    prompts say of one.
     """
     rng = np.random.default_rng(seed_of(seed, record.key))
     caption, shift = record.caption, 0
@@ -134,5 +166,15 @@ def _generic(record: Example, seed: int) -> Example:
             mention = "a creature"
             caption = caption[:start] + mention + caption[entity.end + shift :]
             shift += len(mention) - len(entity.mention)
-        entities.append(replace(entity, mention=mention, start=start, end=start + len(mention)))
+        crop, cutout = cut(record.image, np.asarray(entity.mask) > 0)
+        entities.append(
+            replace(
+                entity,
+                mention=mention,
+                start=start,
+                end=start + len(mention),
+                crop=crop,
+                cutout=cutout,
+            )
+        )
     return replace(record, caption=caption, entities=tuple(entities))

@@ -338,6 +338,8 @@ def export(workspace: Path, out: Path) -> None:
         "text_encoder": _load(CLIPTextModel, model_dir / "text_encoder", None),
         "judge": _load(Judge, model_dir / "judge", None),
     }
+    if (model_dir / "segmenter").is_dir():  # trained beside the rest, or not
+        beside["segmenter"] = _load(CLIPSegForImageSegmentation, model_dir / "segmenter", None)
     for name, module in beside.items():
         module.to(torch.bfloat16).save_pretrained(out / name)  # pyright: ignore[reportCallIssue]
     for path in out.rglob("config.json"):

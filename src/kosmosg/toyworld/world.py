@@ -72,13 +72,13 @@ def load(directory: Path, needed: Collection[Source]) -> World:
     if pipe.mllm is not None and pipe.aligner is not None:
         readers["stage3"] = KosmosG(pipe.mllm, pipe.aligner)
     if "stage2" in needed:
-        mllm = load_part(MLLM, directory / "stage2", "mllm")
-        readers["stage2"] = KosmosG(mllm, load_part(AlignerNet, directory / "stage2", "aligner"))
+        mllm = _part(MLLM, directory / "stage2", "mllm")
+        readers["stage2"] = KosmosG(mllm, _part(AlignerNet, directory / "stage2", "aligner"))
     text_encoder = None
     if "text_encoder" in needed:
         text_encoder = _text_encoder(directory / "text_encoder")
         nn.Module.to(text_encoder, device)
-    judge = load_part(Judge, directory, "judge")
+    judge = _part(Judge, directory, "judge")
     nn.Module.to(judge, device)  # diffusers' own `to` confuses type checkers
     return World(
         pipe=pipe,
@@ -93,10 +93,10 @@ def _unfinished(directory: Path, needed: Collection[Source]) -> KosmosGPipeline:
     reads = "stage3" in needed
     return pipeline(
         Tokenizer.from_pretrained(directory / "tokenizer"),
-        load_part(UNet2DConditionModel, directory, "unet"),
-        load_part(AutoencoderKL, directory, "vae"),
-        load_part(MLLM, directory, "mllm") if reads else None,
-        load_part(AlignerNet, directory, "aligner") if reads else None,
+        _part(UNet2DConditionModel, directory, "unet"),
+        _part(AutoencoderKL, directory, "vae"),
+        _part(MLLM, directory, "mllm") if reads else None,
+        _part(AlignerNet, directory, "aligner") if reads else None,
     )
 
 
@@ -114,21 +114,16 @@ def load_foundation(directory: Path) -> Foundation:
             CLIPVisionModel.from_pretrained(directory / "clip", dtype=torch.float32).state_dict()
         )
     else:
-        vision = load_part(MLLM, directory / "stage2", "mllm").vision
+        vision = _part(MLLM, directory / "stage2", "mllm").vision
     return Foundation(
-        vae=load_part(AutoencoderKL, directory, "vae"),
+        vae=_part(AutoencoderKL, directory, "vae"),
         text_encoder=_text_encoder(directory / "text_encoder"),
         tokenizer=Tokenizer.from_pretrained(directory / "tokenizer"),
         vision=vision.eval(),
     )
 
 
-def load_part(kind: type[_Part], directory: Path, name: str) -> _Part:
-    """Return one part of a model's directory, in float32.
-
-    Raises:
-        CheckpointError: If it is missing or damaged.
-    """
+def _part(kind: type[_Part], directory: Path, name: str) -> _Part:
     if not release.weight_files(directory / name):
         raise CheckpointError(_missing(directory / name))
     part = kind.from_pretrained(directory / name, dtype=torch.float32, local_files_only=True)
