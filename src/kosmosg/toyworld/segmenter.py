@@ -3,7 +3,8 @@
 transformers' own class at toy size, trained from nothing on drawn scenes and the renderer's masks.
 A prompt's mask is the creature that its words fit best, or all that they fit alike; words of which
 neither the shape nor the colour is there have none. Masks alone teach such a small vision
-tower no words for long; as in `vision.py` each patch also says which creature it shows.
+tower no words for long: as in `vision.py` each patch also says which creature it shows, and each
+prompt which one it names.
 """
 
 from collections.abc import Sequence
@@ -23,7 +24,7 @@ from kosmosg.toyworld.captions import Detail, name
 from kosmosg.toyworld.foundation import TEXT_LENGTH, text_ids
 from kosmosg.toyworld.render import render
 from kosmosg.toyworld.scenes import Scene, Subject, is_held_out, sample_subject
-from kosmosg.toyworld.vision import IGNORED, SUBJECT_WIDTHS, patch_words
+from kosmosg.toyworld.vision import IGNORED, SUBJECT_WIDTHS, patch_words, subject_words
 
 SIZE = 64
 PATCH = 8
@@ -34,7 +35,7 @@ MISTAKEN = 0.3  # how many say of a creature what is true of another one, as cap
 # How often a prompt says each attribute; captions say most of them.
 _SAID = {"shape": 0.92, "colour": 0.93, "pattern": 0.85, "accessory": 0.85, "size": 0.3}
 _WORN = ("pattern", "pattern_colour", "accessory")
-Batch = tuple[Tensor, Tensor, Tensor, Tensor]
+Batch = tuple[Tensor, Tensor, Tensor, Tensor, Tensor]
 
 
 def build_segmenter(vocab_size: int) -> CLIPSegForImageSegmentation:
@@ -67,12 +68,20 @@ def build_segmenter(vocab_size: int) -> CLIPSegForImageSegmentation:
         decoder_intermediate_size=144,
     )
     model = CLIPSegForImageSegmentation(config)
+    # The class draws these with a deviation of 1, thirty times too much to learn words through.
+    for module in (
+        model.decoder.film_mul,
+        model.decoder.film_add,
+        model.decoder.transposed_convolution,
+        *model.decoder.reduces,
+    ):
+        module.reset_parameters()
     model.set_attn_implementation("eager")  # 65 positions: plain products are faster on a CPU
     return model
 
 
 class GroundedSegmenter(nn.Module):
-    """The segmenter, and a linear reader of its patches that only training needs.
+    """The segmenter, and linear readers of its patches and prompts that only training needs.
 
     The segmenter's own `forward` keeps both towers under `no_grad`: the class is made for a
     finished CLIP. This one gives the same logits, with gradients.
@@ -81,14 +90,22 @@ class GroundedSegmenter(nn.Module):
     def __init__(self, segmenter: CLIPSegForImageSegmentation) -> None:
         super().__init__()
         self.segmenter = segmenter
-        self.words = nn.Linear(WIDTH, sum(SUBJECT_WIDTHS))
+        self.shown = nn.Linear(WIDTH, sum(SUBJECT_WIDTHS))
+        self.said = nn.Linear(segmenter.config.projection_dim, sum(SUBJECT_WIDTHS))
 
     def forward(
         self,
         pixel_values: Float[Tensor, "images 3 size size"],
         input_ids: Int[Tensor, "prompts seq"],
-    ) -> tuple[Float[Tensor, "prompts size size"], Float[Tensor, "images patches words"]]:
-        """Return the logits of masks, equally many for each image, and of each patch's words."""
+    ) -> tuple[
+        Float[Tensor, "prompts size size"],
+        Float[Tensor, "images patches words"],
+        Float[Tensor, "prompts words"],
+    ]:
+        """Return the logits of masks, equally many for each image, and of words.
+
+        Of the words that each patch shows, and those that each prompt says.
+        """
         clip, decoder = self.segmenter.clip, self.segmenter.decoder
         each = len(input_ids) // len(pixel_values)
         hidden_states = clip.vision_model.embeddings(pixel_values)
@@ -97,18 +114,20 @@ class GroundedSegmenter(nn.Module):
         for layer in clip.vision_model.encoder.layers:
             hidden_states = layer(hidden_states, None)
             activations.append(hidden_states.repeat_interleave(each, 0))
-        pooled = clip.text_model(input_ids).pooler_output
+        prompts = clip.text_projection(clip.text_model(input_ids).pooler_output)
         chosen = [activations[index] for index in self.segmenter.config.extract_layers]
-        masks = decoder(chosen, clip.text_projection(pooled)).logits
-        return masks, self.words(clip.vision_model.post_layernorm(hidden_states[:, 1:]))
+        masks = decoder(chosen, prompts).logits
+        patches = clip.vision_model.post_layernorm(hidden_states[:, 1:])
+        return masks, self.shown(patches), self.said(prompts)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Asked:
-    """Words, and which of a scene's subjects they mean."""
+    """Words, which of a scene's subjects they mean, and what they say of each kind of word."""
 
     words: str
     slots: tuple[int, ...]
+    said: tuple[int, ...]
 
 
 def asked(scene: Scene) -> list[Asked]:
@@ -135,7 +154,21 @@ def _asked(scene: Scene, number: int, rng: np.random.Generator) -> Asked:
     }
     detail = Detail(**{what: float(what in said) for what in _SAID})
     words = name(subject, rng, detail, alone=len(subjects) == 1)
-    return Asked(words=words, slots=_meant(subject, said, subjects))
+    slots = _meant(subject, said, subjects)
+    return Asked(words=words, slots=slots, said=_said(subject, said))
+
+
+def _said(subject: Subject, said: set[str]) -> tuple[int, ...]:
+    """Return the number of each word that is said, `IGNORED` where none is."""
+    shape, colour, pattern, pattern_colour, accessory = subject_words(subject)
+    has_pattern = "pattern" in said and subject.pattern != "plain"
+    return (
+        shape if "shape" in said else IGNORED,
+        colour if "colour" in said else IGNORED,
+        pattern if has_pattern else IGNORED,
+        pattern_colour if has_pattern else IGNORED,
+        accessory if "accessory" in said and subject.accessory != "none" else IGNORED,
+    )
 
 
 def _mistaken(subject: Subject, other: Subject, what: tuple[str, ...]) -> Subject:
@@ -163,7 +196,7 @@ def _meant(subject: Subject, said: set[str], others: Sequence[Subject]) -> tuple
 
 @dataclass(frozen=True, kw_only=True)
 class SegmenterStage:
-    """Cross entropy of pixels and the Dice loss of a prompt's picture, and the patches' words."""
+    """Cross entropy of pixels and the Dice loss, and the words of patches and prompts."""
 
     tokenizer: Tokenizer
     # Not CLIP's projection of pictures and its temperature: nothing comes from there.
@@ -171,11 +204,12 @@ class SegmenterStage:
         "segmenter.clip.text_*",
         "segmenter.clip.vision_model.*",
         "segmenter.decoder.*",
-        "words.*",
+        "shown.*",
+        "said.*",
     )
 
     def collate(self, records: Sequence[Scene]) -> Batch:
-        """Draw the scenes; return pixels, the prompts' ids and masks, and the patches' words."""
+        """Draw the scenes; return pixels, the prompts' ids and masks, what is shown, what is said."""
         drawn, masks = render(records, SIZE)
         pixels = (drawn.astype(np.float32) / 255 - CLIP_MEAN) / CLIP_STD
         prompts = [asked(scene) for scene in records]
@@ -190,6 +224,7 @@ class SegmenterStage:
             _ids(words, self.tokenizer),
             torch.from_numpy(np.stack(targets)).float(),
             patch_words(records, masks, SIZE // PATCH),
+            torch.tensor([prompt.said for of_scene in prompts for prompt in of_scene]),
         )
 
     def weight(self, batch: Batch) -> int:
@@ -203,14 +238,8 @@ class SegmenterStage:
         generator: torch.Generator,  # noqa: ARG002 - nothing here is random
     ) -> dict[str, Tensor]:
         """Return the losses summed over prompts, and how far masks and truth overlap."""
-        pixels, ids, targets, words = batch
-        logits, read = (made.float() for made in model(pixels, ids))
-        by_kind = read.flatten(0, 1).split(SUBJECT_WIDTHS, dim=-1)
-        wrong = [
-            F.cross_entropy(scores, known, ignore_index=IGNORED, reduction="sum")
-            / (known != IGNORED).sum().clamp(min=1)  # plain creatures alone have no second colour
-            for scores, known in zip(by_kind, words.flatten(0, 1).unbind(-1), strict=True)
-        ]
+        pixels, ids, targets, shown, said = batch
+        logits, read_shown, read_said = (made.float() for made in model(pixels, ids))
         errors = F.binary_cross_entropy_with_logits(logits, targets, reduction="none")
         found = logits.sigmoid()
         both = (found * targets).sum((1, 2))
@@ -222,9 +251,23 @@ class SegmenterStage:
         return {
             "pixels": errors.mean((1, 2)).sum(),
             "dice": 0.2 * dice.sum(),
-            "words": 0.1 * len(ids) * torch.stack(wrong).sum(),
+            "shown": 0.1 * len(ids) * _words_loss(read_shown.flatten(0, 1), shown.flatten(0, 1)),
+            "said": 0.1 * len(ids) * _words_loss(read_said, said),
             "metric_overlap": overlap.sum(),
         }
+
+
+def _words_loss(
+    scores: Float[Tensor, "places words"], known: Int[Tensor, "places kinds"]
+) -> Float[Tensor, ""]:
+    """Return the cross entropy, the mean of each kind of word where it is known, summed."""
+    kinds = zip(scores.split(SUBJECT_WIDTHS, dim=-1), known.unbind(-1), strict=True)
+    losses = [
+        F.cross_entropy(one, right, ignore_index=IGNORED, reduction="sum")
+        / (right != IGNORED).sum().clamp(min=1)  # plain creatures alone have no second colour
+        for one, right in kinds
+    ]
+    return torch.stack(losses).sum()
 
 
 def _ids(words: Sequence[str], tokenizer: Tokenizer) -> Int[Tensor, "prompts seq"]:

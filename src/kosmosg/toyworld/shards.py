@@ -54,6 +54,7 @@ def write(
 
     Raises:
         ConfigError: If `num_captions` is below 1, or the directory was begun with other settings.
+        DataError: If the captioner says nothing of a picture.
     """
     if num_captions < 1:
         raise ConfigError(f"num_captions = {num_captions}; it must be at least 1")
@@ -113,7 +114,7 @@ def _examples(
             for key, picture in zip(keys, pictures, strict=True)
         ]
         for record in construct(sources, steps, size=SIZE, without_entities="keep"):
-            if isinstance(record, DataError):  # a picture that the renderer drew has no fault
+            if isinstance(record, DataError):  # an empty caption: no captioner worth comparing
                 raise record
             made.append(record)
     return [_as_prompted(record, seed) for record in truths], [

@@ -115,13 +115,14 @@ def patch_words(
     share, owner = cells.mean((3, 5)).flatten(2).max(1)
     words = torch.full((len(scenes), side * side, len(_SUBJECT_WORDS)), IGNORED)
     for index, scene in enumerate(scenes):
-        known = torch.tensor([_words(subject) for subject in scene.subjects])
+        known = torch.tensor([subject_words(subject) for subject in scene.subjects])
         seen = share[index] > 0.3
         words[index, seen] = known[owner[index, seen]]
     return words
 
 
-def _words(subject: Subject) -> list[int]:
+def subject_words(subject: Subject) -> list[int]:
+    """Return the number of the word of each kind; a plain creature has no second colour."""
     return [
         SHAPES.index(subject.shape),
         list(COLOURS).index(subject.colour),
