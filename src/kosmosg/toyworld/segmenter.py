@@ -29,6 +29,7 @@ from kosmosg.toyworld.vision import IGNORED, SUBJECT_WIDTHS, patch_words, subjec
 SIZE = 64
 PATCH = 8
 WIDTH = 144  # of the vision tower
+PROJECTION = 64  # of prompts
 PROMPTS = 2  # of each scene in training: the vision tower's work is shared
 ABSENT = 0.2  # how many of them name some other creature
 MISTAKEN = 0.3  # how many say of a creature what is true of another one, as captions do
@@ -61,7 +62,7 @@ def build_segmenter(vocab_size: int) -> CLIPSegForImageSegmentation:
             "image_size": SIZE,
             "patch_size": PATCH,
         },
-        projection_dim=64,
+        projection_dim=PROJECTION,
         extract_layers=[0, 1, 2],
         reduce_dim=72,
         decoder_num_attention_heads=4,
@@ -69,13 +70,9 @@ def build_segmenter(vocab_size: int) -> CLIPSegForImageSegmentation:
     )
     model = CLIPSegForImageSegmentation(config)
     # The class draws these with a deviation of 1, thirty times too much to learn words through.
-    for module in (
-        model.decoder.film_mul,
-        model.decoder.film_add,
-        model.decoder.transposed_convolution,
-        *model.decoder.reduces,
-    ):
-        module.reset_parameters()
+    for path, module in model.decoder.named_modules():
+        if isinstance(module, nn.Linear | nn.ConvTranspose2d) and not path.startswith("layers."):
+            module.reset_parameters()
     model.set_attn_implementation("eager")  # 65 positions: plain products are faster on a CPU
     return model
 
@@ -91,7 +88,7 @@ class GroundedSegmenter(nn.Module):
         super().__init__()
         self.segmenter = segmenter
         self.shown = nn.Linear(WIDTH, sum(SUBJECT_WIDTHS))
-        self.said = nn.Linear(segmenter.config.projection_dim, sum(SUBJECT_WIDTHS))
+        self.said = nn.Linear(PROJECTION, sum(SUBJECT_WIDTHS))
 
     def forward(
         self,
@@ -209,7 +206,7 @@ class SegmenterStage:
     )
 
     def collate(self, records: Sequence[Scene]) -> Batch:
-        """Draw the scenes; return pixels, the prompts' ids and masks, what is shown, what is said."""
+        """Draw the scenes; return pixels, prompts' ids and masks, what is shown, what is said."""
         drawn, masks = render(records, SIZE)
         pixels = (drawn.astype(np.float32) / 255 - CLIP_MEAN) / CLIP_STD
         prompts = [asked(scene) for scene in records]
