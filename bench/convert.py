@@ -3,23 +3,20 @@
     python bench/convert.py --manifest MANIFEST --dir DIR [--tokenizer DIR] [--keep]
 
 MANIFEST lists every key and shape of the released checkpoint (golden/manifest_full.json of the
-project's shared folder). DIR needs 12 GB. A checkpoint of float16 is written there with random
-values scaled as the golden data's fill rule says (large matrices from torch's generator instead of
-numpy's), then converted in a process of its own, whose seconds and peak memory are printed and
-written to outputs/bench-convert.json. --keep leaves DIR/model, the full-size model of random
-weights, for other measurements; the real one is made by
+project's shared folder). DIR needs 12 GB. A checkpoint of float16 is written there, its values
+those of the golden data's fill rule (two minutes), then converted in a process of its own, whose
+seconds and peak memory are printed and written to outputs/bench-convert.json. --keep leaves
+DIR/model, the full-size model of random weights, for other measurements; the real one is made by
 
     kosmosg convert checkpoint_final.pt -o kosmosg-1.9b
 """
 
 import argparse
 import json
-import math
 import os
 import resource
 import subprocess
 import sys
-import zlib
 from dataclasses import dataclass
 from pathlib import Path
 from time import perf_counter
@@ -27,7 +24,8 @@ from time import perf_counter
 import torch
 
 from kosmosg.convert import archive, convert
-from kosmosg.convert.reading import DEAD_SCALE, DUMMY, EMBEDDING, TIED
+from kosmosg.convert.reading import DEAD_SCALE, EMBEDDING, TIED
+from kosmosg.verify.golden import fill
 
 LIMIT_GIB = 12
 # NUMERICS section 12.
@@ -49,15 +47,7 @@ class Made:
 
     def read(self) -> torch.Tensor:
         """Return its values; the same each time."""
-        if self.name == DUMMY:
-            return torch.zeros(self.shape, dtype=self.dtype)
-        z = torch.empty(self.shape)
-        z.normal_(generator=torch.Generator().manual_seed(zlib.crc32(self.name.encode())))
-        if len(self.shape) == 1 or self.name.endswith(".bias"):
-            value = 0.1 * z + (self.name.endswith(".weight") and len(self.shape) == 1)
-        else:
-            value = z / math.sqrt(math.prod(self.shape[1:]))
-        return value.to(self.dtype)
+        return fill(self.name, self.shape, seed=0).to(self.dtype)
 
 
 def write(manifest: Path, path: Path) -> None:

@@ -95,10 +95,33 @@ def plan(
     return Plan(readings=readings, segments=segments)
 
 
-def given(num_prompts: int, *, num_steps: int, apart: bool) -> Plan:
-    """Return the plan of conditions that the caller has encoded: prompts, then their pictures."""
-    pictures = tuple(range(num_prompts, 2 * num_prompts)) if apart else None
-    prompts = tuple(range(num_prompts))
+def given(
+    embeds: Float[Tensor, "prompts queries embed"],
+    negative: Float[Tensor, "prompts queries embed"] | None,
+    alone: Float[Tensor, "prompts queries embed"] | None,
+    *,
+    num_steps: int,
+) -> Plan:
+    """Return the plan of conditions that the caller has encoded: prompts, then their pictures.
+
+    Where a prompt's pictures say what the whole prompt says, or what the negative one does, they
+    take no branch of their own, as in `plan`: the same work, and so the same bits.
+
+    Args:
+        negative: One for each prompt; None: no guidance.
+        alone: Of the pictures alone; None: one scale guides.
+    """
+    prompts = tuple(range(len(embeds)))
+    pictures: tuple[int | None, ...] | None = None
+    if alone is not None:
+        pictures = tuple(
+            None
+            if negative is not None and torch.equal(alone[number], negative[number])
+            else number
+            if torch.equal(alone[number], embeds[number])
+            else len(embeds) + number
+            for number in prompts
+        )
     segment = Segment(steps=range(num_steps), prompts=prompts, pictures=pictures)
     return Plan(readings=[], segments=[segment])
 

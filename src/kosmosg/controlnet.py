@@ -13,6 +13,8 @@ from kosmosg.errors import CheckpointError, ConfigError
 from kosmosg.images import to_rgb
 from kosmosg.pipeline import KosmosGPipeline
 
+WEIGHTS = "diffusion_pytorch_model.safetensors"  # diffusers reads no other name
+
 
 def weights_of(directory: str | Path) -> Path:
     """Return the file of a ControlNet's weights.
@@ -20,7 +22,7 @@ def weights_of(directory: str | Path) -> Path:
     Raises:
         CheckpointError: If the directory holds no ControlNet.
     """
-    for name in ("config.json", "diffusion_pytorch_model.safetensors"):
+    for name in ("config.json", WEIGHTS):
         if not (Path(directory) / name).is_file():
             raise CheckpointError(
                 f"no ControlNet at {directory}: {name} is missing; name the directory that "

@@ -6,7 +6,6 @@ an argument of either, or of `KosmosGPipeline.__call__`, to which `draw` hands w
 know; pictures and files among them are `note.Picture` and `note.File`.
 """
 
-import dataclasses
 import functools
 import hashlib
 import inspect
@@ -24,8 +23,9 @@ from PIL import Image
 from pydantic import InstanceOf
 
 from kosmosg import conditions, hashes, memory, release
+from kosmosg.branches import pictures_of
 from kosmosg.conditions import Condition
-from kosmosg.controls import PictureWeights, weights_of
+from kosmosg.controls import scales_of, weights_of
 from kosmosg.errors import ConfigError
 from kosmosg.note import (
     VERSION,
@@ -39,8 +39,10 @@ from kosmosg.note import (
     prompt_of,
 )
 from kosmosg.pipeline import KosmosGPipeline
+from kosmosg.prompts import is_empty
 from kosmosg.quantize import int8_weights
 from kosmosg.samplers import sampler
+from kosmosg.sequence import Prompt
 from kosmosg.settings import checked
 
 Parts = Sequence[str | Picture]
@@ -140,38 +142,49 @@ def encode_for(pipe: KosmosGPipeline, drawing: Drawing) -> Condition:
         raise ConfigError(
             "windows of pictures need the language model while drawing; leave out --offload"
         )
-    weights = settings.get("picture_weights")
-    condition = encode(pipe, drawing.prompt, settings.get("negative_prompt"), weights=weights)
-    # As branches.plan has it: no picture says what the negative prompt says, no words add nothing.
-    shown = any(weights_of(weights, [prompt_of(drawing.prompt)])[0])
-    if not shown or condition.picture_prompt_embeds is None:
-        alone = condition.prompt_embeds if shown else condition.negative_prompt_embeds
-        condition = dataclasses.replace(condition, picture_prompt_embeds=alone)
-    return condition
+    prompt = prompt_of(drawing.prompt)
+    weights = weights_of(settings.get("picture_weights"), [prompt])[0]
+    scale = settings.get("guidance_scale")
+    text, picture = scales_of(
+        pipe.generation_config.guidance_scale if scale is None else scale,
+        settings.get("text_guidance_scale"),
+        settings.get("picture_guidance_scale"),
+    )
+    # The readings of branches.plan, in one pass as there: what is in a pass decides the last bits.
+    readings: list[Prompt] = [prompt]
+    has_words = not is_empty([part for part in prompt if isinstance(part, str)])
+    if text != picture and any(weights) and has_words:
+        readings.append(pictures_of(prompt))
+    with torch.no_grad():
+        embeds, negative = pipe.encode_prompt(
+            readings, settings.get("negative_prompt"), picture_weights=[weights] * len(readings)
+        )
+    assert negative is not None  # guidance was not turned off
+    return Condition(
+        prompt_embeds=embeds[:1],
+        negative_prompt_embeds=negative[:1],
+        # No picture says what the negative prompt says, and no words add nothing.
+        picture_prompt_embeds=embeds[-1:] if any(weights) else negative[:1],
+        provenance={},
+    )
 
 
 def encode(
     pipe: KosmosGPipeline,
     prompt: Parts,
     negative_prompt: str | None = None,
-    *,
-    weights: PictureWeights | None = None,
 ) -> Condition:
     """Return the condition of a prompt; its provenance lacks the model, which a pipe cannot name.
 
     Raises:
-        PromptError: If the model cannot read the prompt, or the weights do not fit its pictures.
+        PromptError: If the model cannot read the prompt.
     """
     pictures = [part for part in prompt if isinstance(part, Picture)]
     with torch.no_grad():
-        embeds, negative = pipe.encode_prompt(
-            [prompt_of(prompt)], negative_prompt, picture_weights=weights
-        )
+        embeds, negative = pipe.encode_prompt([prompt_of(prompt)], negative_prompt)
         alone = None
         if pictures and len(pictures) < len(prompt):
-            alone = pipe.encode_prompt(
-                [prompt_of(pictures)], do_classifier_free_guidance=False, picture_weights=weights
-            )[0]
+            alone = pipe.encode_prompt([prompt_of(pictures)], do_classifier_free_guidance=False)[0]
     assert negative is not None  # guidance was not turned off
     return Condition(
         prompt_embeds=embeds,
@@ -210,8 +223,7 @@ def draw(
         pipe: Its sampler is another's only while drawing.
         prompt: Words and pictures; empty where there are conditions.
         seeds: One for each picture.
-        encoded: From `encode_for`, instead of encoding now. It changes no bit where guidance by
-            words and pictures is one; else the pictures' own condition by its rounding.
+        encoded: From `encode_for`, instead of encoding now. It changes no bit.
         scheduler: One of `samplers.NAMES`; None is the model's own.
         conditions: One or two files that `kosmosg encode` wrote.
         blend: The share of the second of two.

@@ -14,7 +14,7 @@ from typing import BinaryIO
 import numpy as np
 import torch
 from jaxtyping import Float
-from PIL import ExifTags, Image, ImageOps
+from PIL import Image, ImageOps
 from torch import Tensor
 
 from kosmosg.errors import ConfigError, PromptError
@@ -25,6 +25,7 @@ MAX_ASPECT = 32
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
+ORIENTATION = 0x0112  # the tag of EXIF
 WHITE = (255, 255, 255, 255)
 
 _ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://|data:")
@@ -111,8 +112,7 @@ def to_rgb(image: Image.Image, name: str = "a picture") -> Image.Image:
     """
     try:
         image.load()  # a file is decoded only now
-        if image.getexif().get(ExifTags.Base.Orientation, 1) != 1:
-            image = ImageOps.exif_transpose(image)
+        image = _upright(image)
     except _DAMAGE as error:
         raise PromptError(_damaged(name, error)) from error
     if _has_16_bits(image):
@@ -259,6 +259,22 @@ def _open(
         raise PromptError(_damaged(name, error)) from error
 
 
+def _upright(image: Image.Image) -> Image.Image:
+    """Return a picture straight from its file as its EXIF says; any other as it is.
+
+    What was made of a picture keeps its EXIF, though it may be turned already; its format is None.
+    """
+    if image.format is None:
+        return image
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of odd tags
+        if image.getexif().get(ORIENTATION, 1) == 1:
+            return image
+        turned = ImageOps.exif_transpose(image)
+    turned.format = image.format  # which tells the 16 bits of a PGM
+    return turned
+
+
 def _has_16_bits(image: Image.Image) -> bool:
     # Of a PGM with more than 8 bits Pillow makes 32-bit numbers, scaled to 0..65535.
     return image.mode.startswith("I;16") or (image.mode == "I" and image.format == "PPM")
@@ -292,6 +308,8 @@ def _check_size(image: Image.Image, name: str) -> None:
 
 def _check_aspect(image: Image.Image, name: str) -> None:
     width, height = image.size
+    if not width or not height:
+        raise PromptError(f"{name} is {width} x {height}: it has no pixels; give another")
     if max(width, height) > MAX_ASPECT * min(width, height):
         raise PromptError(
             f"{name} is {width} x {height}, more than {MAX_ASPECT} times as long as wide; crop it"

@@ -21,7 +21,8 @@ if TYPE_CHECKING:
 
 KEY = "kosmosg"
 VERSION = 1
-MAX_CHARACTERS = 2**16
+MAX_CHARACTERS = 2**20
+RESERVED = 2**16  # of them, for what is not prompt and settings
 # What one pass may be asked for, by its user or by a note.
 MAX_IMAGES, MAX_SIDE, MAX_STEPS, MAX_SEED = 64, 2048, 999, 2**63 - 1
 _SHA256 = re.compile(r"[0-9a-f]{64}")
@@ -122,6 +123,20 @@ def pack(value: Any) -> Any:  # noqa: ANN401 -- any JSON value with Picture and 
     if isinstance(value, Sequence) and not isinstance(value, str):
         return [pack(inner) for inner in value]
     return value
+
+
+def check_room(prompt: Sequence[str | Picture], arguments: Mapping[str, Any]) -> None:
+    """Pass a prompt and settings that a note has room for: a longer one could not be read back.
+
+    Raises:
+        ConfigError: Naming both sizes.
+    """
+    size, most = len(json.dumps([pack(prompt), pack(arguments)])), MAX_CHARACTERS - RESERVED
+    if size > most:
+        raise ConfigError(
+            f"prompt and settings are {size} characters of JSON; a PNG's note has room for {most}: "
+            "use fewer words"
+        )
 
 
 def unpack(value: Any, find: Callable[[Wanted], Picture | File]) -> Any:  # noqa: ANN401 -- as above

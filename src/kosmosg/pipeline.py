@@ -136,8 +136,9 @@ class KosmosGPipeline(DiffusionPipeline, UNetLoraLoaderMixin):
 
         Args:
             pretrained_model_name_or_path: A directory written by `save_pretrained`, or `nano`.
-            kwargs: As diffusers takes them: `dtype` (float32 unless given), `variant`, components
-                that replace those of the directory. Nothing is ever downloaded.
+            kwargs: As diffusers takes them: `dtype` (float32 unless given; a dict gives each part
+                its own), `variant`, components that replace those of the directory. Nothing is
+                ever downloaded.
 
         Raises:
             CheckpointError: If the directory, a file or a weight is missing, damaged or of another
@@ -157,8 +158,9 @@ class KosmosGPipeline(DiffusionPipeline, UNetLoraLoaderMixin):
         try:
             pipe = super().from_pretrained(str(directory), local_files_only=True, **kwargs)
         except (OSError, RuntimeError, ValueError, SafetensorError) as error:
+            remedy = f"leave out variant={variant!r}, or " if variant else ""
             raise CheckpointError(
-                f"cannot load {directory}: {_line(error)}; {release.remedy(directory)}"
+                f"cannot load {directory}: {_line(error)}; {remedy}{release.remedy(directory)}"
             ) from error
         keys = {name: getattr(pipe, name).state_dict() for name in parts}
         release.check_weights(directory, keys, variant=variant)
@@ -514,12 +516,8 @@ class KosmosGPipeline(DiffusionPipeline, UNetLoraLoaderMixin):
                 apart=self._guides_apart,
             )
         else:
-            planned = branches.given(
-                len(prompt_embeds), num_steps=self._num_timesteps, apart=self._guides_apart
-            )
-            pictures = [] if picture_prompt_embeds is None else [picture_prompt_embeds]
-            embeds = torch.cat([prompt_embeds, *pictures])
-        num_prompts = len(planned.segments[0].prompts)
+            planned, embeds = None, prompt_embeds
+        num_prompts = len(embeds) if planned is None else len(planned.segments[0].prompts)
         if self.do_classifier_free_guidance:
             negative_prompt_embeds = self._negative(
                 negative_prompt, negative_prompt_embeds, num_prompts, num_images_per_prompt
@@ -529,6 +527,18 @@ class KosmosGPipeline(DiffusionPipeline, UNetLoraLoaderMixin):
         if free_encoder:
             self.free_encoder()
         embeds = self._rows(embeds, 1)
+        if planned is None:
+            alone = None
+            if self._guides_apart and picture_prompt_embeds is not None:
+                alone = self._rows(picture_prompt_embeds, 1)
+            negative = negative_prompt_embeds
+            planned = branches.given(
+                embeds,
+                None if negative is None else negative[::num_images_per_prompt],
+                alone,
+                num_steps=self._num_timesteps,
+            )
+            embeds = embeds if alone is None else torch.cat([embeds, alone])
         told = [
             branches.join(
                 segment,
@@ -573,7 +583,7 @@ class KosmosGPipeline(DiffusionPipeline, UNetLoraLoaderMixin):
         if output_type == "latent":
             return latents
         vae: Any = self.vae  # diffusers types its argument as a FloatTensor, which no tensor is
-        latents = latents / vae.config["scaling_factor"]
+        latents = latents.to(vae.dtype) / vae.config["scaling_factor"]
         images = vae.decode(latents, return_dict=False, generator=generator)[0]
         check_finite(images)
         return self.image_processor.postprocess(images, output_type=output_type)

@@ -11,6 +11,7 @@ import torch
 from PIL import Image
 
 from kosmosg import drawing, hashes, release
+from kosmosg.controlnet import WEIGHTS
 from kosmosg.drawing import Drawing
 from kosmosg.errors import ConfigError, PromptError
 from kosmosg.images import MAX_BYTES, open_image
@@ -160,6 +161,8 @@ def _fits(path: Path, wanted: Wanted) -> bool:
         if not path.is_file():
             return False
         if wanted.kind == "file":
+            if WEIGHTS in (path.name, wanted.name):  # a ControlNet's, read by its directory
+                return path.name == wanted.name
             return path.suffix == Path(wanted.name).suffix
         return 0 < path.stat().st_size <= MAX_BYTES
     except OSError:

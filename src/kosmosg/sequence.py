@@ -23,13 +23,34 @@ IGNORED = -100
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Encoded:
-    """One sequence; `labels[t]` is the id that position t must predict, or -100."""
+    """One sequence; `labels[t]` is the id that position t must predict, or -100.
+
+    `document_ids` counts the documents of a packed row from 0; None: it is one sequence.
+    """
 
     input_ids: Int[Tensor, " seq"]
     image_mask: Bool[Tensor, " seq"]
     pixel_values: Float[Tensor, "images 3 height width"] | None
     labels: Int[Tensor, " seq"] | None = None
     image_weights: Float[Tensor, " images"] | None = None
+    document_ids: Int[Tensor, " seq"] | None = None
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Segment:
+    """What a packed row holds of one document: whole parts, but for a text cut at either end.
+
+    Attributes:
+        parts: Sentences and pictures.
+        start: How many ids of the first part the rows before hold.
+        stop: How many ids of the last part this row and those before hold; None: all.
+        ends: Whether the document ends here.
+    """
+
+    parts: Prompt
+    start: int = 0
+    stop: int | None = None
+    ends: bool
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -39,6 +60,8 @@ class Batch:
     Attributes:
         image_index: Which row of `pixel_values` each picture of the sequences is; None: its own.
         image_weights: What each picture's latents are multiplied by; None: 1.
+        document_ids: Which document of a packed row each position is in, -1 on pads; None: each
+            row is one.
     """
 
     input_ids: Int[Tensor, "batch seq"]
@@ -48,11 +71,13 @@ class Batch:
     labels: Int[Tensor, "batch seq"] | None = None
     image_index: Int[Tensor, " images"] | None = None
     image_weights: Float[Tensor, " images"] | None = None
+    document_ids: Int[Tensor, "batch seq"] | None = None
 
     def to(self, device: torch.device | str, dtype: torch.dtype | None = None) -> "Batch":
         """Return the batch on another device, its pictures in `dtype` (None: as they are)."""
         pixel_values, labels = self.pixel_values, self.labels
         index, weights = self.image_index, self.image_weights
+        documents = self.document_ids
         return Batch(
             input_ids=self.input_ids.to(device),
             attention_mask=self.attention_mask.to(device),
@@ -61,6 +86,7 @@ class Batch:
             labels=None if labels is None else labels.to(device),
             image_index=None if index is None else index.to(device),
             image_weights=None if weights is None else weights.to(device),
+            document_ids=None if documents is None else documents.to(device),
         )
 
 
@@ -124,7 +150,7 @@ def encode(
 
 def length(prompt: Prompt, tokenizer: Tokenizer, *, num_latents: int) -> int:
     """Return how many positions `encode` would give a prompt, without looking at its pictures."""
-    snippets = (len(tokenizer.encode(part)) for part in prompt if isinstance(part, str))
+    snippets = (len(tokenizer.pieces(part)) for part in prompt if isinstance(part, str))
     num_pictures = sum(not isinstance(part, str) for part in prompt)
     return 1 + sum(snippets) + num_pictures * (num_latents + 2)
 
@@ -161,9 +187,73 @@ def encode_document(
         `full[:-1]`, target `full[1:]`).
     """
     encoded = encode(document, tokenizer, num_latents=num_latents, image_size=image_size)
-    following = torch.cat([encoded.input_ids[1:], torch.tensor([tokenizer.eos_id])])
+    return replace(encoded, labels=_labels(encoded.input_ids, tokenizer, last=tokenizer.eos_id))
+
+
+def encode_row(
+    segments: Sequence[Segment], tokenizer: Tokenizer, *, num_latents: int, image_size: int
+) -> Encoded:
+    """Return a packed row of stage 1: its documents in turn, each as `encode_document` has it.
+
+    So each opens with `<s>`, also where it goes on from the row before, and its `</s>` is
+    predicted and never read. Where it goes on in the next row its last position predicts nothing,
+    for the `<s>` there is asked instead: over all rows every word and every `</s>` is predicted
+    once.
+
+    Raises:
+        PromptError: As `encode`.
+        ValueError: If there are no segments.
+
+    Source:
+        Paper appendix A, after Kosmos-1 ("full-sentence format"). Deviation: the authors' loader of
+        text (published with Kosmos-2) opens only the row with `<s>`, and between documents the
+        model reads `</s>`; here `<s>`, so that a document reads the same in a row and alone. Theirs
+        drops what a sentence has beyond a row.
+    """
+    if not segments:
+        raise ValueError("no segments in a row; a row holds something of at least one document")
+    rows = [
+        _encode_segment(segment, tokenizer, num_latents=num_latents, image_size=image_size)
+        for segment in segments
+    ]
+    pictures = [row.pixel_values for row in rows if row.pixel_values is not None]
+    return Encoded(
+        input_ids=torch.cat([row.input_ids for row in rows]),
+        image_mask=torch.cat([row.image_mask for row in rows]),
+        pixel_values=torch.cat(pictures) if pictures else None,
+        labels=torch.cat([row.labels for row in rows if row.labels is not None]),
+        document_ids=torch.cat(
+            [torch.full_like(row.input_ids, index) for index, row in enumerate(rows)]
+        ),
+    )
+
+
+def _encode_segment(
+    segment: Segment, tokenizer: Tokenizer, *, num_latents: int, image_size: int
+) -> Encoded:
+    whole = encode(segment.parts, tokenizer, num_latents=num_latents, image_size=image_size)
+    first, last = 1 + segment.start, len(whole.input_ids)
+    if segment.stop is not None:
+        part = segment.parts[-1]
+        assert isinstance(part, str)  # pictures are never cut
+        last += segment.stop - len(tokenizer.encode(part))
+    kept = torch.tensor([0, *range(first, last)])
+    input_ids = whole.input_ids[kept]
+    end = tokenizer.eos_id if segment.ends else IGNORED
+    return Encoded(
+        input_ids=input_ids,
+        image_mask=whole.image_mask[kept],
+        pixel_values=whole.pixel_values,
+        labels=_labels(input_ids, tokenizer, last=end),
+    )
+
+
+def _labels(
+    input_ids: Int[Tensor, " seq"], tokenizer: Tokenizer, *, last: int
+) -> Int[Tensor, " seq"]:
+    following = torch.cat([input_ids[1:], torch.tensor([last])])
     marks = torch.tensor([tokenizer.image_id, tokenizer.end_image_id])
-    return replace(encoded, labels=following.masked_fill(torch.isin(following, marks), IGNORED))
+    return following.masked_fill(torch.isin(following, marks), IGNORED)
 
 
 def null(tokenizer: Tokenizer) -> Encoded:
@@ -194,6 +284,7 @@ def collate(encoded: Sequence[Encoded], *, pad_id: int) -> Batch:
         pixel_values=torch.cat(pictures) if pictures else None,
         labels=_pad(labels, IGNORED) if labels else None,
         image_weights=_weights(encoded),
+        document_ids=_document_ids(encoded),
     )
 
 
@@ -239,6 +330,16 @@ def _weights(encoded: Sequence[Encoded]) -> Float[Tensor, " images"] | None:
             if one.pixel_values is not None
         ]
     )
+
+
+def _document_ids(encoded: Sequence[Encoded]) -> Int[Tensor, "batch seq"] | None:
+    if all(one.document_ids is None for one in encoded):
+        return None
+    rows = [
+        torch.zeros_like(one.input_ids) if one.document_ids is None else one.document_ids
+        for one in encoded
+    ]
+    return _pad(rows, -1)
 
 
 def _pad(rows: Sequence[Tensor], value: int) -> Tensor:

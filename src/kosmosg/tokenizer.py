@@ -1,5 +1,6 @@
 """Words to ids: SentencePiece pieces looked up in the model's own dictionary."""
 
+import hashlib
 import io
 import string
 import struct
@@ -93,6 +94,12 @@ class Tokenizer:
         (directory / DICTIONARY_FILE).write_text(
             "\n".join(f"{symbol} 1" for symbol in symbols), encoding="utf-8"
         )
+
+    def sha256(self) -> str:
+        """Return a sum of all that decides which ids a text has."""
+        total = hashlib.sha256(self._processor.serialized_model_proto())
+        total.update("\n".join(self._symbols).encode())
+        return total.hexdigest()
 
     def pieces(self, text: str) -> list[str]:
         """Return the pieces that `text` is cut into, known or not.

@@ -23,6 +23,7 @@ PAGES = ["README.md"] + [
         "input",
         "replay",
         "convert",
+        "data",
         "training",
         "toyworld",
         "verify",
@@ -30,7 +31,7 @@ PAGES = ["README.md"] + [
     )
 ]
 # What a shell block may call besides our own commands.
-FOREIGN = {"git", "cd", "export", "source", "pip", "sudo", "apt-get"}
+FOREIGN = {"git", "cd", "export", "source", "pip", "sudo", "apt-get", "energon"}
 
 
 def blocks(text: str, language: str) -> list[str]:

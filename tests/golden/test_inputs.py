@@ -102,7 +102,8 @@ def test_training_sequences_and_batches(shared: Golden) -> None:
     for align in ("True", "False"):
         assert sum(what.startswith(f"laion.align{align} ") for what in whats) == 6 + 3
         assert sum(what.startswith(f"laion.align{align}.batch") for what in whats) == 3
-    assert len(whats) == 27 + 25 + 2 * (4 + 6) + 2 * (9 + 3)
+    assert sum(what.startswith("laion.filter.size ") for what in whats) == 10
+    assert len(whats) == 27 + 25 + 2 * (4 + 6) + 2 * (9 + 3) + 10
 
 
 @pytest.mark.parametrize("dropped", [False, True])
@@ -123,7 +124,7 @@ def test_open_images_rows_as_prompts(shared: Golden, dropped: bool) -> None:
 
 def test_mentions_that_the_recording_has_not() -> None:
     caption = "a Cat, a cat and a big red cat-flap"
-    assert mentions(caption, ["cat", "Red", "dog", "", "big"]) == [(2, 5, 2), (19, 22, 0)]
+    assert mentions(caption, ["cat", "Red", "dog", "", "big"]) == [(2, 5, 0), (19, 22, 4)]
     assert mentions(caption, ["cat", "cat"]) == []  # each is found within two tags
 
 

@@ -2,6 +2,7 @@
 
 import math
 from itertools import pairwise
+from pathlib import Path
 
 import pytest
 import torch
@@ -10,8 +11,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kosmosg.controls import scales_of, steps_in, weights_of, windows_of
+from kosmosg.drawing import Drawing, encode_for
 from kosmosg.errors import ConfigError, PromptError
 from kosmosg.model.image_decoder import scheduler
+from kosmosg.note import Picture
 from kosmosg.pipeline import KosmosGPipeline
 from toys.model import EMBED_DIM, NUM_QUERIES, toy_picture, toy_pipeline
 from toys.sampling import latents_of, seeded, stable_diffusion, unet_rows
@@ -146,6 +149,31 @@ def test_given_conditions_take_the_pictures_condition_too(pipe):
     assert_close(handed, read)
     with pytest.raises(ConfigError, match="give picture_prompt_embeds too"):
         pipe(**conditions, **APART)
+
+
+@pytest.mark.parametrize(
+    ("prompt", "weights"),
+    [(["a red cat"], None), ([CAT, DOG], None), (["a", CAT], [0.0]), (BOTH, [0.5, 0.0])],
+)
+def test_conditions_encoded_beforehand_take_the_branches_and_bits_of_the_prompt(
+    pipe, prompt, weights
+):
+    """What `--offload` draws with; `replay` draws the prompt."""
+    parts = [
+        part if isinstance(part, str) else Picture(path=Path("x.png"), image=part, sha256="")
+        for part in prompt
+    ]
+    arguments = {"negative_prompt": "a hat", "picture_weights": weights, **APART}
+    encoded = encode_for(pipe, Drawing(prompt=parts, seeds=[3], arguments=arguments))
+    conditions = {
+        name: getattr(encoded, name)
+        for name in ("prompt_embeds", "negative_prompt_embeds", "picture_prompt_embeds")
+    }
+    with unet_rows(pipe) as rows:
+        read = latents_of(pipe, prompt, **arguments)
+        handed = latents_of(pipe, None, **conditions, **APART)
+    assert torch.equal(read, handed)
+    assert rows[:3] == rows[3:]
 
 
 def test_scales_that_differ_guide_whatever_they_are(pipe):

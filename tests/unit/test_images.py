@@ -131,6 +131,24 @@ def test_a_photograph_taken_on_its_side_stands_upright() -> None:
     assert np.array_equal(np.asarray(turned), np.rot90(np.asarray(gradient(40, 30)), -1))
 
 
+def test_a_photograph_that_the_caller_opened_stands_upright_too() -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    given = Image.open(io.BytesIO(saved(gradient(64, 32), exif=exif)))
+    turned = given.transpose(Image.Transpose.ROTATE_270)  # by a caller who knows: not once more
+    upright = Image.fromarray(np.rot90(np.asarray(gradient(64, 32)), -1))
+    assert turned.getexif()[0x0112] == 6
+    for image in (given, turned):
+        assert torch.equal(clip_view(image, 32), clip_view(upright, 32))
+    assert given.size == (64, 32)
+
+
+@pytest.mark.parametrize("size", [(0, 0), (0, 9), (9, 0)])
+def test_a_picture_without_pixels_is_refused(size: tuple[int, int]) -> None:
+    with pytest.raises(PromptError, match=f"a picture is {size[0]} x {size[1]}: it has no pixels"):
+        clip_view(Image.new("RGB", size), 32)
+
+
 @pytest.mark.parametrize("kind", ["GIF", "PNG", "WEBP", "TIFF"])
 def test_of_an_animation_the_first_frame(kind: str) -> None:
     frames = [Image.new("RGB", (8, 8), colour) for colour in ("red", "blue")]

@@ -314,6 +314,18 @@ def test_bfloat16_runs_and_stays_close(pipe):
     assert (rough.float() - exact).norm() / exact.norm() < 0.1
 
 
+@pytest.mark.parametrize("part", ["mllm", "aligner", "unet", "vae"])
+def test_each_part_may_have_a_precision_of_its_own(toy_dir, part):
+    dtypes = {"default": torch.float32, part: torch.bfloat16}
+    exact, mixed = (KosmosGPipeline.from_pretrained(toy_dir, dtype=one) for one in (None, dtypes))
+    assert getattr(mixed, part).dtype == torch.bfloat16
+    pictures = []
+    for one in (exact, mixed):
+        one.set_progress_bar_config(disable=True)
+        pictures.append(one(["a", CAT], generator=seeded(), output_type="np").images)
+    assert 0 < np.abs(pictures[0] - pictures[1]).max() < 0.2
+
+
 # ------------------------------------------------------------------------------------- on disk
 
 
@@ -333,12 +345,14 @@ def test_saving_and_loading_is_exact(toy_dir, shared):
     )
 
 
-def test_variants_and_dtypes(tmp_path, pipe):
+def test_variants_and_dtypes(tmp_path, pipe, toy_dir):
     pipe.to(torch.bfloat16).save_pretrained(tmp_path, variant="bf16")
     assert (tmp_path / "mllm" / "diffusion_pytorch_model.bf16.safetensors").is_file()
     assert KosmosGPipeline.from_pretrained(tmp_path, variant="bf16").dtype == torch.float32
     half = KosmosGPipeline.from_pretrained(tmp_path, variant="bf16", dtype=torch.bfloat16)
     assert {half.mllm.dtype, half.aligner.dtype, half.unet.dtype} == {torch.bfloat16}
+    with pytest.raises(CheckpointError, match="leave out variant='fp16', or"):
+        KosmosGPipeline.from_pretrained(toy_dir, variant="fp16")
 
 
 def test_components_can_be_left_out_and_replaced(toy_dir, shared):

@@ -13,10 +13,12 @@ from kosmosg.sequence import (
     IGNORED,
     Encoded,
     Prompt,
+    Segment,
     collate,
     decode,
     encode,
     encode_document,
+    encode_row,
     length,
     null,
 )
@@ -225,3 +227,51 @@ def test_weights_of_1_are_no_weights_and_others_fill_up_with_1() -> None:
 def test_weights_must_be_as_many_as_pictures() -> None:
     with pytest.raises(ValueError, match="1 weights for 2 pictures"):
         weighed([PICTURE, OTHER], 1.0)
+
+
+def row(*segments: Segment) -> Encoded:
+    return encode_row(segments, TOKENIZER, num_latents=NUM_LATENTS, image_size=IMAGE_SIZE)
+
+
+@settings(max_examples=40)
+@given(st.lists(prompts, min_size=1, max_size=4))
+def test_a_row_of_whole_documents_is_their_sequences_one_after_another(
+    several: list[list[str | Image.Image]],
+) -> None:
+    joined = row(*(Segment(parts=prompt, ends=True) for prompt in several))
+    alone = [document(prompt) for prompt in several]
+    for name in ("input_ids", "image_mask", "labels"):
+        assert torch.equal(getattr(joined, name), torch.cat([getattr(one, name) for one in alone]))
+    assert joined.document_ids is not None
+    assert joined.document_ids.tolist() == [
+        index for index, one in enumerate(alone) for _ in one.input_ids
+    ]
+
+
+def test_a_document_that_goes_on_in_the_next_row() -> None:
+    words = TOKENIZER.encode("a red cat")
+    begun = row(Segment(parts=[PICTURE, "a red cat"], stop=2, ends=False))
+    assert begun.input_ids.tolist() == [BOS, *[IMAGE] * 4, END, *words[:2]]
+    assert begun.image_mask.int().tolist() == [0, 0, 1, 1, 1, 0, 0, 0]
+    # The last word is read, and nothing is asked of it: the next row's `<s>` is asked.
+    assert begun.labels.tolist() == [*[IGNORED] * 5, *words[:2], IGNORED]
+    rest = row(Segment(parts=["a red cat", OTHER], start=2, ends=True))
+    assert rest.input_ids.tolist() == [BOS, *words[2:], *[IMAGE] * 4, END]
+    assert rest.image_mask.int().tolist() == [0] * (2 + len(words[2:])) + [1] * 3 + [0]
+    assert rest.labels.tolist() == [*words[2:], *[IGNORED] * 5, EOS]
+    middle = row(Segment(parts=["a red cat"], start=1, stop=2, ends=False))
+    assert middle.input_ids.tolist() == [BOS, words[1]]
+    assert middle.labels.tolist() == [words[1], IGNORED]
+
+
+def test_a_batch_of_rows_knows_its_documents() -> None:
+    two = row(Segment(parts=["a"], ends=True), Segment(parts=["cat"], ends=False))
+    batch = collate([two, document(["a red cat hat hat"])], pad_id=PAD).to("cpu")
+    assert batch.document_ids is not None
+    first, second = (len(TOKENIZER.encode(word)) + 1 for word in ("a", "cat"))
+    pads = batch.input_ids.shape[1] - first - second
+    assert batch.document_ids[0].tolist() == [0] * first + [1] * second + [-1] * pads
+    assert not batch.document_ids[1].any()
+    assert collate([document(["a"])], pad_id=PAD).document_ids is None
+    with pytest.raises(ValueError, match="no segments in a row"):
+        row()

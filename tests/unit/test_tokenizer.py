@@ -121,3 +121,10 @@ def test_a_repeated_symbol_is_refused(tmp_path: Path) -> None:
     (tmp_path / DICTIONARY_FILE).write_text("a 1\na 1", encoding="utf-8")
     with pytest.raises(CheckpointError, match="1 repeated symbols"):
         Tokenizer.from_pretrained(tmp_path)
+
+
+def test_the_sum_is_that_of_the_files_and_of_no_other_words(tmp_path):
+    tokenizer = Tokenizer.from_words(["a", "red", "cat"])
+    tokenizer.save_pretrained(tmp_path)
+    assert Tokenizer.from_pretrained(tmp_path).sha256() == tokenizer.sha256()
+    assert Tokenizer.from_words(["a", "cat", "red"]).sha256() != tokenizer.sha256()

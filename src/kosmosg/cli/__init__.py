@@ -16,7 +16,19 @@ from typing import Annotated
 
 import typer
 
-from kosmosg.cli import caption, convert, encode, evaluate, generate, replay, tools, train, verify
+from kosmosg.cli import (
+    caption,
+    construct,
+    convert,
+    data,
+    encode,
+    evaluate,
+    generate,
+    replay,
+    tools,
+    train,
+    verify,
+)
 from kosmosg.errors import KosmosGError
 
 USAGE, FAILED, INTERRUPTED, PIPE_CLOSED = 2, 1, 130, 141
@@ -28,7 +40,10 @@ app = typer.Typer(
     rich_markup_mode=None,  # plain text is what docs/cli.md shows and what a pipe wants
     pretty_exceptions_enable=False,
 )
-for _noun in (generate, replay, encode, caption, convert, tools, verify, train, evaluate):
+for _noun in (
+    *(generate, replay, encode, caption, convert, tools, verify),
+    *(construct, train, evaluate, data),
+):
     app.add_typer(_noun.app)
 
 

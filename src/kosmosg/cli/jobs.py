@@ -16,7 +16,7 @@ from kosmosg.cli.controls import check_pictures
 from kosmosg.cli.options import Options, arguments
 from kosmosg.cli.prompt import open_picture, read_parts
 from kosmosg.errors import ConfigError, KosmosGError
-from kosmosg.note import File, Note, Picture, prompt_of
+from kosmosg.note import File, Note, Picture, check_room, prompt_of
 
 if TYPE_CHECKING:
     from kosmosg.drawing import Drawing
@@ -131,6 +131,7 @@ def check_job(job: Job, directory: Path) -> None:
     from kosmosg.tokenizer import Tokenizer
 
     drawn = drawing_of(job, directory)
+    check_room(drawn.prompt, drawn.arguments)
     files: list[File] = drawn.arguments.get("conditions", [])
     pictures = [part for part in drawn.prompt if isinstance(part, Picture)]
     inputs = [picture.path for picture in (*pictures, *canvas_pictures(drawn.arguments))]

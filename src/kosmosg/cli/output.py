@@ -7,7 +7,11 @@ from pathlib import Path
 
 from kosmosg.errors import ConfigError
 
-SUFFIXES = {".png": "pictures are written as PNG", ".safetensors": "conditions are safetensors"}
+SUFFIXES = {
+    ".png": "pictures are written as PNG",
+    ".safetensors": "conditions are safetensors",
+    ".html": "a preview is a page of HTML",
+}
 
 
 def check_output(path: Path, inputs: Sequence[Path], *, suffix: str = ".png") -> None:

@@ -1,7 +1,6 @@
 """A unit of pictures to the examples of its shard: what a worker does, again and again."""
 
 import dataclasses
-import hashlib
 import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -10,10 +9,12 @@ from typing import TypeAlias
 from kosmosg.construct.config import ConstructConfig
 from kosmosg.construct.example import NO_ENTITIES, NOT_FOUND, Source, Steps, construct
 from kosmosg.construct.folder import FolderUnit, TarUnit, sources_of
+from kosmosg.construct.job import describe
 from kosmosg.construct.models import load
 from kosmosg.construct.openimages import Licences
 from kosmosg.data.records import Example
 from kosmosg.data.skips import Skips
+from kosmosg.errors import DataError, KosmosGError
 
 PictureUnit: TypeAlias = FolderUnit | TarUnit
 
@@ -74,16 +75,7 @@ def examples(
     Raises:
         DataError: If too many were skipped.
     """
-    made = construct(
-        batch,
-        steps,
-        size=config.size,
-        threshold=config.segmenter.threshold,
-        picture=config.picture,
-        without_entities=config.without_entities,
-        provenance=provenance,
-    )
-    for one in made:
+    for one in _tried(batch, steps, config, provenance):
         if isinstance(one, Example):
             missed = one.provenance.get(NOT_FOUND)
             for _ in missed.split(", ") if missed else ():
@@ -96,11 +88,24 @@ def examples(
             skips.skip(one)
 
 
-def digest_of(units: Sequence[PictureUnit]) -> str:
-    """Return a sum of what a folder's units are made of, "" of tars, which may become more.
-
-    A folder that changed is cut into other pieces: shards of before do not fit it.
-    """
-    pieces = [unit for unit in units if isinstance(unit, FolderUnit)]
-    lines = "\n".join(name for unit in pieces for name in unit.names)
-    return hashlib.sha256(lines.encode("utf-8", "surrogateescape")).hexdigest() if pieces else ""
+def _tried(
+    batch: Sequence[Source], steps: Steps, config: ConstructConfig, provenance: Mapping[str, str]
+) -> Sequence[Example | DataError]:
+    """Return what becomes of each picture; where a batch fails as a whole, of each by itself."""
+    try:
+        return construct(
+            batch,
+            steps,
+            size=config.size,
+            threshold=config.segmenter.threshold,
+            picture=config.picture,
+            without_entities=config.without_entities,
+            provenance=provenance,
+        )
+    except KosmosGError:
+        raise  # of a model or a server, not of a picture: the next one would fare no better
+    except Exception as error:  # noqa: BLE001 -- whatever a model raises
+        if len(batch) > 1:
+            return [_tried([source], steps, config, provenance)[0] for source in batch]
+        what = f"picture {batch[0].key}: {describe(error)}"
+        return [DataError(what, reason=type(error).__name__)]

@@ -131,6 +131,7 @@ class ConstructConfig:
         picture: `square` keeps the picture's centre square, as released; `whole` all of it.
         without_entities: What becomes of a picture in which nothing was found: `leave_out` (as
             released) or `keep` (a caption and its picture).
+        pictures: How shards keep pictures: `jpg` for photographs, `png` for drawings.
         size: Of crops, and of a picture's shorter side, in pixels.
         batch_size: Pictures that a model sees at a time.
         unit_size: Pictures of a folder that become one shard.
@@ -147,6 +148,7 @@ class ConstructConfig:
     captions: Literal["beside", "made"] = "made"
     picture: Literal["square", "whole"] = "square"
     without_entities: Literal["leave_out", "keep"] = "leave_out"
+    pictures: Literal["jpg", "png"] = "jpg"
     size: int = 512
     batch_size: int = 8
     unit_size: int = 1000
@@ -205,6 +207,7 @@ def nano() -> ConstructConfig:
         captioner=MllmConfig(directory="nano"),
         entities=RuleConfig(),
         segmenter=ClipSegConfig(directory="nano", dtype="float32"),
+        pictures="png",
         size=64,
         device="cpu",
     )

@@ -1,5 +1,6 @@
 """Captions to the things they mention: what every finder shares, and one that follows a rule."""
 
+import itertools
 import re
 from collections.abc import Callable, Iterable, Sequence
 from typing import TypeAlias
@@ -10,6 +11,8 @@ from kosmosg.errors import DataError
 # Tags of each caption in their order; an error for a caption that could not be answered.
 EntityFinder: TypeAlias = Callable[[Sequence[str]], Sequence[list[str] | DataError]]
 
+MAX_TAGS = 64  # each is compared with each
+
 INSTRUCTION = (
     "List the objects that the caption below names, separated by commas. Name foreground objects"
     " only: no places, no background. Use the caption's own nouns, without adjectives."
@@ -18,29 +21,24 @@ INSTRUCTION = (
 TAG = re.compile(r"[^\W_]+(?:['\u2019-][^\W_]+)*(?: [^\W_]+(?:['\u2019-][^\W_]+)*)*")
 
 # Words that end a phrase. Of those that end in -ing only these are things.
-_STOPS = frozenset(
-    re.findall(
-        r"\w+",
-        "a an the this that these those some any each every several many few two three four five six"
-        " seven eight nine ten another other his her its their my your our and or but nor so as than"
-        " of in on at by to from with without into onto over under above below behind beside besides"
-        " between among near next front back top bottom side left right middle centre center inside"
-        " outside through across along around against up down off out for about before after while"
-        " during like is are was were be been being has have had do does did can could will would may"
-        " might who which what where when there here it he she they them him you we i not no very"
-        " wears wear holds hold sits sit stands stand lies lie looks look rides ride plays play runs"
-        " run walks walk shows show seen made filled covered surrounded topped parked seated dressed"
-        " photo picture image drawing painting photograph illustration view close closeup group"
-        " couple pair bunch piece lot number variety part",
-    )
-)
-_THINGS_IN_ING = frozenset(
-    re.findall(
-        r"\w+",
-        "building buildings ceiling ceilings clothing king kings painting paintings ring rings string"
-        " strings swing swings thing things wing wings railing railings earring earrings",
-    )
-)
+_STOPS = """
+a an the this that these those some any each every several many few two three four five six seven
+eight nine ten another other his her its their my your our and or but nor so as than of in on at by
+to from with without into onto over under above below behind beside besides between among near next
+front back top bottom side left right middle centre center inside outside through across along
+around against up down off out for about before after while during like is are was were be been
+being has have had do does did can could will would may might who which what where when there here
+it he she they them him you we i not no very wears wear holds hold sits sit stands stand lies lie
+looks look rides ride plays play runs run walks walk shows show seen made filled covered surrounded
+topped parked seated dressed photo picture image drawing painting photograph illustration view close
+closeup group couple pair bunch piece lot number variety part
+"""
+_THINGS_IN_ING = """
+building buildings ceiling ceilings clothing king kings painting paintings ring rings string strings
+swing swings thing things wing wings railing railings earring earrings
+"""
+_ENDING = frozenset(_STOPS.split())
+_THINGS = frozenset(_THINGS_IN_ING.split())
 
 
 def parse_tags(tags: Iterable[str], caption: str) -> list[str]:
@@ -53,7 +51,7 @@ def parse_tags(tags: Iterable[str], caption: str) -> list[str]:
         NUMERICS section 9 (OpenImages).
     """
     found: dict[str, str] = {}
-    for tag in tags:
+    for tag in itertools.islice(tags, MAX_TAGS):
         clean = " ".join(tag.split())
         if TAG.fullmatch(clean) and _is_in(clean, caption):
             found.setdefault(clean.lower(), clean)
@@ -78,8 +76,8 @@ def _phrases(caption: str) -> list[str]:
     words: list[str] = []
     for part in re.findall(r"[^\W_]+(?:['\u2019-][^\W_]+)*|[^\w\s]", caption):
         low = part.lower()
-        is_verb = low.endswith("ing") and low not in _THINGS_IN_ING
-        if low in _STOPS or is_verb or not part[0].isalnum():
+        is_verb = low.endswith("ing") and low not in _THINGS
+        if low in _ENDING or is_verb or not part[0].isalnum():
             phrases.append(" ".join(words))
             words = []
         else:

@@ -21,6 +21,7 @@ NOT_FOUND = "not_found"
 # Crops of 512 pixels need no larger picture, and a step's memory grows with its area.
 MAX_SIDE = 2048
 MAX_PHRASES = 32
+MAX_CAPTION = 2_000  # characters; the models read far fewer
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -159,6 +160,12 @@ def _captions(
     known: dict[int, str] = {}
     for index, caption in captions.items():
         text = " ".join((caption or "").split())
+        if len(text) > MAX_CAPTION:
+            what = f"{len(text)} characters, at most {MAX_CAPTION} are used; shorten it"
+            errors[index] = DataError(
+                f"picture {sources[index].key}: its caption has {what}", reason="caption too long"
+            )
+            continue
         if text:
             known[index] = text
             continue

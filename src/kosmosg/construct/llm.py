@@ -65,6 +65,8 @@ def llm_finder(
     if decoding == "released":
         sampling = {"do_sample": True, "temperature": 1.0, "top_k": 50, "top_p": 0.95}
 
+    gpus = [device] if device.type == "cuda" else []
+
     def find(captions: Sequence[str]) -> list[list[str]]:
         prompts = [prompt_of(caption, tokenizer) for caption in captions]
         # A chat template has written the special tokens already.
@@ -81,7 +83,7 @@ def llm_finder(
         def allowed(row: int, ids: torch.Tensor) -> list[int]:
             return grammars[row].allowed(ids[length:].tolist())
 
-        with torch.random.fork_rng(), torch.inference_mode():
+        with torch.random.fork_rng(gpus), torch.inference_mode():
             torch.manual_seed(seed_of(seed, *captions))
             ids = model.generate(
                 **words,

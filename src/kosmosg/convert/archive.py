@@ -5,6 +5,7 @@ import pickle
 import re
 import stat
 import zipfile
+import zlib
 from collections import Counter, OrderedDict
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -23,6 +24,7 @@ MAX_PICKLE_BYTES = 16 * 2**20
 _MAX_ENTRIES = 200_000
 _LEGACY = b"\x80\x02\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19."
 _LOCAL_HEADER = 30
+_END, _END_BYTES = b"PK\x05\x06", 22  # the last record of a zip, which has no comment
 
 
 class Place(NamedTuple):
@@ -74,6 +76,9 @@ def read_archive(path: Path) -> Archive:
 def _read(path: Path, file: Any) -> Archive:  # noqa: ANN401 -- an open binary file
     with zipfile.ZipFile(file) as archive:
         entries = archive.infolist()
+    file.seek(-_END_BYTES, io.SEEK_END)
+    if file.read(len(_END)) != _END:  # zipfile takes what follows the end for a comment
+        raise zipfile.BadZipFile("it goes on after its end")
     if len(entries) > _MAX_ENTRIES:
         raise _tampered(path, f"it has {len(entries)} entries")
     names = [entry.filename for entry in entries]
@@ -99,10 +104,15 @@ def _read(path: Path, file: Any) -> Archive:  # noqa: ANN401 -- an open binary f
     place = places[f"{roots[0]}/data.pkl"]
     if place.size > MAX_PICKLE_BYTES:
         raise _tampered(path, f"its pickle has {place.size} bytes, more than {MAX_PICKLE_BYTES}")
+    data = _bytes(file, place, limit=MAX_PICKLE_BYTES)
+    if zlib.crc32(data) != place.crc:
+        raise CheckpointError(
+            f"{path} is damaged: its pickle is not what was written; fetch it again"
+        )
     storage = re.compile(re.escape(roots[0]) + r"/data/(\d+)")
     return Archive(
         path=path,
-        pickle=_bytes(file, place, limit=MAX_PICKLE_BYTES),
+        pickle=data,
         storages={m[1]: place for n, place in places.items() if (m := storage.fullmatch(n))},
     )
 

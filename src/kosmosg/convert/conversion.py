@@ -16,7 +16,7 @@ from kosmosg import config, release
 from kosmosg.convert import sd15, writing
 from kosmosg.convert.reading import Checkpoint, read_checkpoint, some
 from kosmosg.convert.sd15 import Decoder
-from kosmosg.convert.sizes import Architecture, aligner_sizes, mllm_sizes
+from kosmosg.convert.sizes import Architecture, aligner_sizes, check_released, mllm_sizes
 from kosmosg.convert.stored import StoredTensor
 from kosmosg.errors import CheckpointError
 from kosmosg.model.alignernet import AlignerNet
@@ -126,6 +126,8 @@ def _models(
     shapes = {name: tensor.shape for name, tensor in read.tensors.items()}
     mllm = mllm_sizes(shapes, read.options, architecture)
     aligner = aligner_sizes(shapes, architecture, with_reconstruction=keep_training_parts)
+    if architecture is None:
+        check_released(mllm, aligner)
     sd15.check_width(decoder, aligner["embed_dim"])
     text = (architecture or Architecture()).text_encoder
     with torch.device("meta"):

@@ -22,6 +22,7 @@ from kosmosg.model.image_decoder import NOISE_SCHEDULE
 SUGGESTED = "stable-diffusion-v1-5/stable-diffusion-v1-5"
 Tensors = Mapping[str, StoredTensor]
 
+_FILES = (".safetensors", ".ckpt", ".pt", ".bin")
 _WEIGHTS = "diffusion_pytorch_model"
 # One copy of each weight: the repository holds it in four forms, 20 GB in all.
 _CONFIGS = ["unet/config.json", "vae/config.json", "scheduler/scheduler_config.json"]
@@ -65,7 +66,7 @@ def load(base: str, *, unet_config: Mapping[str, Any], vae_config: Mapping[str, 
         return _directory(path, path.name)
     if path.is_file():
         return _single_file(path, dict(unet_config), dict(vae_config))
-    if re.fullmatch(r"[\w.-]+/[\w.-]+", base):
+    if re.fullmatch(r"[\w.-]+/[\w.-]+", base) and path.suffix not in _FILES:
         return _directory(_fetched(base), base)
     raise CheckpointError(
         f"there is no Stable Diffusion at {base}; give a directory, a .safetensors or .ckpt file, "

@@ -5,7 +5,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
+
 from kosmosg.errors import CheckpointError
+from kosmosg.model.alignernet import AlignerNet
+from kosmosg.model.mllm import MLLM
 
 # Stable Diffusion 1.5; what is not named here has diffusers' default.
 UNET = {
@@ -44,6 +48,8 @@ _FIXED = {
     "deepnorm": False,
     "visual_model_name": "ViT-L-14",
 }
+# What may differ in a checkpoint of the released sizes; the vocabulary is the tokenizer's.
+_FREE = {"vocab_size", "dropout", "attention_dropout", "resampler_dropout", "with_reconstruction"}
 _RELEASED_WIDTHS = {"vision tower": 1024, "AlignerNet": 768}
 
 Shapes = Mapping[str, tuple[int, ...]]
@@ -108,13 +114,16 @@ def mllm_sizes(
     patch_size = _shape(shapes, "mllm.vision.clip.embeddings.patch_embedding.weight", 4)[-1]
     tower = "mllm.vision.clip.encoder.layers"
     attention_dropout = _rate(given, "attention_dropout")
+    num_layers = _layers(shapes, "mllm.layers")
+    num_latents, _ = _shape(shapes, "mllm.resampler.latents", 2)
+    _check_said(given, decoder_layers=num_layers, latent_query_num=num_latents)
     return {
         "vocab_size": vocab_size,
         "hidden_size": hidden_size,
         "intermediate_size": _shape(shapes, "mllm.layers.0.ffn.fc1.weight", 2)[0],
-        "num_hidden_layers": _layers(shapes, "mllm.layers"),
+        "num_hidden_layers": num_layers,
         "num_attention_heads": _mllm_heads(given, hidden_size),
-        "num_latents": _shape(shapes, "mllm.resampler.latents", 2)[0],
+        "num_latents": num_latents,
         "dropout": _rate(given, "dropout"),
         # The released kernel of the decoder's attention has no dropout, the resampler has.
         "attention_dropout": 0.0 if given.get("flash_attention", True) else attention_dropout,
@@ -147,6 +156,35 @@ def aligner_sizes(
         "max_positions": _shape(shapes, "aligner.encoder.positions.weight", 2)[0],
         "with_reconstruction": with_reconstruction,
     }
+
+
+def check_released(mllm: Mapping[str, Any], aligner: Mapping[str, Any]) -> None:
+    """Pass configurations of the released sizes.
+
+    No weight contradicts another where a layer is missing as a whole, or a row of the queries.
+
+    Raises:
+        CheckpointError: Naming the size.
+    """
+    with torch.device("meta"):
+        parts = (("MLLM", mllm, MLLM().config), ("AlignerNet", aligner, AlignerNet().config))
+    for part, sizes, released in parts:
+        for name in sorted(sizes.keys() - _FREE):
+            if sizes[name] != released[name]:
+                raise CheckpointError(
+                    f"of the checkpoint's {part} {name} is {sizes[name]}, the released one "
+                    f"{released[name]}; give an unchanged checkpoint of the authors, or "
+                    "--architecture for one of other sizes"
+                )
+
+
+def _check_said(given: Mapping[str, Any], **found: int) -> None:
+    for name, count in found.items():
+        if name in given and given[name] != count:
+            raise CheckpointError(
+                f"the checkpoint's options say {name}={given[name]!r:.60} and its weights {count}; "
+                "give an unchanged checkpoint of the authors"
+            )
 
 
 def _shape(shapes: Shapes, name: str, ndim: int) -> tuple[int, ...]:

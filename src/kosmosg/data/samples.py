@@ -5,7 +5,7 @@ import io
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, TypeGuard, cast
+from typing import Any, Literal, TypeAlias, TypeGuard, cast
 
 from PIL import Image
 
@@ -14,11 +14,24 @@ from kosmosg.errors import DataError, PromptError
 from kosmosg.images import open_image, open_later
 
 FORMAT_VERSION = 1
+FieldPath: TypeAlias = tuple[str | int, ...]
 MAX_JSON_BYTES = 1 << 20
 MAX_TEXT_LENGTH = 100_000
 MAX_PARTS = 1_000
 JPEG_QUALITY = 95
 JSON = "json"
+
+
+class FieldError(DataError):
+    """A field of a record's json that is missing or not as it should be, or its picture is.
+
+    Args:
+        path: Names of fields and places in lists that lead to it.
+    """
+
+    def __init__(self, message: str, *, reason: str, path: FieldPath) -> None:
+        super().__init__(message, reason=reason)
+        self.path = path
 
 
 def to_bytes(record: Record, *, pictures: Literal["png", "jpg"] = "png") -> dict[str, bytes]:
@@ -89,15 +102,7 @@ def check_fits(record: Record) -> None:
     Raises:
         DataError: If a text is too long or no valid Unicode, or all of them are too much.
     """
-    match record:
-        case Document():
-            parts: Sequence[object] = record.parts
-        case Caption():
-            parts = [record.text]
-        case Example():
-            parts = [record.caption, *(entity.mention for entity in record.entities)]
-        case Edit():
-            parts = [record.caption, record.instruction, record.after_caption, *record.before]
+    parts = _parts(record)
     if len(parts) > MAX_PARTS:
         raise DataError(
             f"record {record.key} has {len(parts)} parts, at most {MAX_PARTS} are read; split it",
@@ -126,6 +131,18 @@ def check_fits(record: Record) -> None:
             " split it",
             reason="json too large",
         )
+
+
+def _parts(record: Record) -> Sequence[object]:
+    match record:
+        case Document():
+            return record.parts
+        case Caption():
+            return [record.text]
+        case Example():
+            return [record.caption, *(entity.mention for entity in record.entities)]
+        case Edit():
+            return [record.caption, record.instruction, record.after_caption, *record.before]
 
 
 def _png(image: Image.Image) -> bytes:
@@ -221,16 +238,25 @@ class _Fields:
     key: str
     values: Mapping[str, object]
     files: Mapping[str, bytes]
+    path: FieldPath = ()
 
     def has(self, name: str) -> bool:
         return name in self.values
 
     def wrong(self, name: str, expected: str) -> DataError:
         found = repr(self.values.get(name, "nothing"))[:60]
-        return DataError(
-            f"record {self.key}: field {name!r} is {found}, expected {expected}",
-            reason=f"bad field {name}",
+        # What is in a provenance is called as strangers like, and a reason is a fixed phrase.
+        known = self.path[0] if self.path == ("provenance",) else name
+        return FieldError(
+            f"record {self.key}: field {self.at(name)[:80]!r} is {found}, expected {expected}",
+            reason=f"bad field {known}",
+            path=(*self.path, name),
         )
+
+    def at(self, name: str) -> str:
+        """Return where a field is, as `entities[1].start`."""
+        said = [f"[{step}]" if isinstance(step, int) else f".{step}" for step in self.path]
+        return f"{''.join(said)}.{name}"[1:]
 
     def text(self, name: str) -> str:
         value = self.values.get(name)
@@ -256,31 +282,36 @@ class _Fields:
         if len(items) > MAX_PARTS:
             raise self.wrong(name, f"a list of at most {MAX_PARTS}")
         parts: list[_Fields] = []
-        for item in items:
+        for index, item in enumerate(items):
             if not _is_object(item):
                 raise self.wrong(name, "a list of objects")
-            parts.append(dataclasses.replace(self, values=item))
+            path = (*self.path, name, index)
+            parts.append(dataclasses.replace(self, values=item, path=path))
         return parts
 
     def provenance(self) -> Mapping[str, str]:
         value = self.values.get("provenance", {})
         if not _is_object(value) or len(value) > MAX_PARTS:
             raise self.wrong("provenance", "an object of texts")
-        said = dataclasses.replace(self, values=value)
+        said = dataclasses.replace(self, values=value, path=("provenance",))
         return {name: said.text(name) for name in value}
 
     def image(self, name: str, read: Callable[[bytes], Image.Image] = open_image) -> Image.Image:
         file = self.text(name)
         if file not in self.files:
-            raise DataError(
-                f"record {self.key}: picture {file[:40]!r} is not in the sample",
+            raise FieldError(
+                f"record {self.key}: picture {file[:40]!r} of field {self.at(name)!r} is not in"
+                " the sample",
                 reason="missing picture",
+                path=(*self.path, name),
             )
         try:
             return read(self.files[file])
         except PromptError as error:
-            raise DataError(
-                f"record {self.key}: {file[:40]!r}: {error}", reason="unreadable picture"
+            raise FieldError(
+                f"record {self.key}: {file[:40]!r}: {error}",
+                reason="unreadable picture",
+                path=(*self.path, name),
             ) from error
 
     def part(self) -> str | Image.Image:

@@ -150,6 +150,34 @@ def _members(path: Path, tar: tarfile.TarFile) -> Iterator[Member]:
                 reason="cut-off shard",
             )
         yield Member(info.name, info.offset_data, info.size)
+        if tar.offset > size:  # cut off in the zeros that fill the member's last block
+            break
+    _check_end(path, tar.offset)
+
+
+def _check_end(path: Path, offset: int) -> None:
+    """Pass a tar that has its end, a block of zeros, and nothing after it.
+
+    tarfile takes any other block for the end too, and says nothing of what is lost.
+    """
+    with path.open("rb") as file:
+        file.seek(offset)
+        if len(block := file.read(tarfile.BLOCKSIZE)) < tarfile.BLOCKSIZE:
+            raise DataError(
+                f"{path} ends at byte {path.stat().st_size}, where another member or the mark of"
+                " the end should stand; copy the shard again",
+                reason="cut-off shard",
+            )
+        while block:
+            if rest := block.lstrip(b"\0"):
+                raise DataError(
+                    f"{path}: what stands at byte {offset + len(block) - len(rest)} is neither a"
+                    " member nor the end of the tar, and nothing after it is read; copy the shard"
+                    " again, or write joined tars as one",
+                    reason="damaged shard",
+                )
+            offset += len(block)
+            block = file.read(1 << 20)
 
 
 def _grouped(path: Path, members: Iterator[Member]) -> Iterator[Sample]:

@@ -31,7 +31,7 @@ class KosmosG(nn.Module):
             image_index=batch.image_index,
             image_weights=batch.image_weights,
         )
-        return self.aligner(hidden_states, batch.attention_mask)
+        return self.aligner(hidden_states.to(self.aligner.dtype), batch.attention_mask)
 
     def null(self, tokenizer: Tokenizer) -> Float[Tensor, "1 queries embed"]:
         """Return the prompt embeds that guidance starts from: those of `<s>` alone."""

@@ -99,6 +99,7 @@ class MLLM(ModelMixin, ConfigMixin):
         image_index: Int[Tensor, " images"] | None = None,
         image_weights: Float[Tensor, " images"] | None = None,
         image_features: Float[Tensor, "pictures latents hidden"] | None = None,
+        document_ids: Int[Tensor, "batch seq"] | None = None,
         cache: list[KeyValueCache] | None = None,
     ) -> Float[Tensor, "batch seq hidden"]:
         """Return the hidden states after the last LayerNorm.
@@ -111,7 +112,9 @@ class MLLM(ModelMixin, ConfigMixin):
             image_index: Which row of the pictures fills each run of slots; None: the next one.
             image_weights: What each run's latents are multiplied by; None: 1.
             image_features: `encode_images` of the pictures, instead of `pixel_values`.
-            cache: From `new_cache`; it grows by this call.
+            document_ids: Which document of a packed row each position is in: none then sees
+                another document, and positions restart in each. None: a row is one sequence.
+            cache: From `new_cache`; it grows by this call. Packed rows take none.
 
         Raises:
             ValueError: If the slots and the pictures' latents differ in number.
@@ -123,13 +126,14 @@ class MLLM(ModelMixin, ConfigMixin):
         if image_features is not None and image_weights is not None:
             image_features = image_features * image_weights[:, None, None].to(image_features.dtype)
         embeds = self.embed(input_ids, image_mask, image_features)
-        positions = position_ids(attention_mask)[:, -input_ids.shape[1] :]
+        positions = position_ids(attention_mask, document_ids)[:, -input_ids.shape[1] :]
         hidden_states = math.sqrt(embeds.shape[-1]) * embeds
         if not self.rotates:
             hidden_states = hidden_states + sinusoid(positions, embeds.shape[-1]).to(embeds.dtype)
         hidden_states = self.embed_dropout(hidden_states)
         rotation = Rotation.at(positions, self.head_dim) if self.rotates else None
         mask = None if cache is None else _visible(input_ids, attention_mask)
+        mask = mask if document_ids is None else _within(document_ids)
         for layer, seen in zip(self.layers, cache or [None] * len(self.layers), strict=True):
             hidden_states = layer(
                 hidden_states, mask=mask, causal=mask is None, rotation=rotation, cache=seen
@@ -204,9 +208,19 @@ class MLLM(ModelMixin, ConfigMixin):
         return new_ids
 
 
-def position_ids(attention_mask: Bool[Tensor, "batch seq"]) -> Int[Tensor, "batch seq"]:
-    """Return 2, 3, ... on real positions and 1 on pads (NUMERICS section 4)."""
-    return attention_mask.cumsum(1) * attention_mask + 1
+def position_ids(
+    attention_mask: Bool[Tensor, "batch seq"],
+    document_ids: Int[Tensor, "batch seq"] | None = None,
+) -> Int[Tensor, "batch seq"]:
+    """Return 2, 3, ... on real positions and 1 on pads (NUMERICS section 4).
+
+    With documents, which must each lie in one piece, the count restarts where another begins.
+    """
+    count = attention_mask.cumsum(1)
+    if document_ids is not None:
+        opens = document_ids.diff(dim=1, prepend=document_ids[:, :1] - 1) != 0
+        count = count - ((count - 1) * opens).cummax(1).values
+    return count * attention_mask + 1
 
 
 def _visible(
@@ -215,3 +229,10 @@ def _visible(
     """Return which keys each new position sees: earlier ones that are not pads."""
     causal = causal_mask(input_ids.shape[1], attention_mask.shape[1], input_ids.device)
     return causal & attention_mask[:, None, None, :]
+
+
+def _within(document_ids: Int[Tensor, "batch seq"]) -> Bool[Tensor, "batch 1 seq seq"]:
+    """Return which keys each position sees: its own and earlier ones of its document."""
+    seq = document_ids.shape[1]
+    same = document_ids[:, None, :, None] == document_ids[:, None, None, :]
+    return causal_mask(seq, seq, document_ids.device) & same

@@ -28,6 +28,7 @@ from kosmosg.toyworld.streams import (
     cut,
     edit_stream,
     example_scene,
+    seen_mask,
     stays_generic,
 )
 
@@ -132,7 +133,8 @@ def _truth(
     entities: list[Entity] = []
     for slot, mention in enumerate(names):
         start = sum(map(len, parts[: 2 * slot + 1]))
-        if masks[slot].any():
+        mask = seen_mask(masks, slot)
+        if mask is not None:
             entities.append(
                 Entity(
                     mention=mention,
@@ -140,7 +142,7 @@ def _truth(
                     end=start + len(mention),
                     crop=picture,  # cut out with those of the steps
                     cutout=picture,
-                    mask=Image.fromarray(masks[slot]),
+                    mask=mask,
                 )
             )
     return Example(

@@ -176,7 +176,12 @@ def _example(key: str, rng: np.random.Generator) -> Plan:
                 crop, cutout = cut(pictures[0], masks[0, index])
             entities.append(
                 Entity(
-                    mention=mention, start=start, end=start + len(mention), crop=crop, cutout=cutout
+                    mention=mention,
+                    start=start,
+                    end=start + len(mention),
+                    crop=crop,
+                    cutout=cutout,
+                    mask=seen_mask(masks[0], index),
                 )
             )
         return Example(key=key, caption="".join(parts), entities=tuple(entities), image=pictures[0])
@@ -196,6 +201,12 @@ def stays_generic(rng: np.random.Generator) -> bool:
     Mostly, so that the picture alone can tell; else by its whole name.
     """
     return rng.random() < 0.75
+
+
+def seen_mask(masks: np.ndarray, index: int) -> Image.Image | None:
+    """Return where a subject is to be seen, or None: those after it are drawn over it."""
+    seen = masks[index] & ~masks[index + 1 :].any(0)
+    return Image.fromarray(seen) if seen.any() else None
 
 
 def entity_scenes(subject: Subject, rng: np.random.Generator) -> list[Scene]:

@@ -101,7 +101,9 @@ def make_stage(config: StageConfig, parts: Parts) -> Stage:
     }
     match config:
         case LanguageConfig():
-            return LanguageStage(**common, word_weights=config.word_weights)
+            return LanguageStage(
+                **common, word_weights=config.word_weights, attention=config.attention
+            )
         case AlignConfig():
             return AlignStage(
                 **common,

@@ -9,9 +9,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from kosmosg.data.records import Document
+from kosmosg.data.rows import Row
 from kosmosg.errors import ConfigError
 from kosmosg.model.mllm import MLLM
-from kosmosg.sequence import IGNORED, Batch, collate, encode_document
+from kosmosg.sequence import IGNORED, Batch, collate, encode_document, encode_row
 from kosmosg.tokenizer import Tokenizer
 
 
@@ -20,12 +21,15 @@ class LanguageConfig:
     """Stage 1, over an MLLM.
 
     `word_weights` multiplies the loss of a word's pieces, for words that matter more than they are
-    frequent; words not named weigh 1.
+    frequent; words not named weigh 1. `attention` is about packed rows: over the whole "row", as
+    in Kosmos-1's full-sentence format, or within each "document" alone, whose positions then
+    restart.
     """
 
     kind: Literal["language"] = "language"
     trainable: tuple[str, ...]
     word_weights: Mapping[str, float] = field(default_factory=dict)
+    attention: Literal["row", "document"] = "row"
 
 
 class LanguageStage:
@@ -43,16 +47,21 @@ class LanguageStage:
         image_size: int,
         trainable: tuple[str, ...],
         word_weights: Mapping[str, float],
+        attention: Literal["row", "document"],
     ) -> None:
         self.trainable = trainable
         self._tokenizer = tokenizer
         self._sizes = {"num_latents": num_latents, "image_size": image_size}
         self._weights = _weight_table(tokenizer, word_weights)
+        self._attention = attention
 
-    def collate(self, records: Sequence[Document]) -> Batch:
-        """Return the documents' sequences with labels."""
+    def collate(self, records: Sequence[Document | Row]) -> Batch:
+        """Return the sequences of documents, and of packed rows, with labels."""
         encoded = [
-            encode_document(record.parts, self._tokenizer, **self._sizes) for record in records
+            encode_row(record.segments, self._tokenizer, **self._sizes)
+            if isinstance(record, Row)
+            else encode_document(record.parts, self._tokenizer, **self._sizes)
+            for record in records
         ]
         return collate(encoded, pad_id=self._tokenizer.pad_id)
 
@@ -66,7 +75,11 @@ class LanguageStage:
         del generator  # nothing is drawn but dropout
         assert batch.labels is not None
         hidden_states = model(
-            batch.input_ids, batch.attention_mask, batch.image_mask, batch.pixel_values
+            batch.input_ids,
+            batch.attention_mask,
+            batch.image_mask,
+            batch.pixel_values,
+            document_ids=batch.document_ids if self._attention == "document" else None,
         )
         predicted = batch.labels != IGNORED
         labels = batch.labels[predicted]

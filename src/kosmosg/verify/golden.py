@@ -147,26 +147,7 @@ class Golden:
 
     def rule(self, key: str, shape: tuple[int, ...]) -> Float[Tensor, "..."]:
         """Return the value that the fill rule gives the weight of this (the authors') name."""
-        if key.endswith("_float_tensor"):
-            return torch.zeros(shape)
-        if key.endswith("self_attn_sope.scale"):
-            head_dim = 2 * shape[0]
-            return (torch.arange(0, head_dim, 2) + 0.4 * head_dim) / (1.4 * head_dim)
-        if key.endswith("position_ids"):
-            return torch.arange(shape[-1]).reshape(shape)
-        seed = zlib.crc32(key.encode()) + self.config["fill_seed"]
-        z = np.random.Generator(np.random.PCG64(seed)).standard_normal(shape)
-        if key.endswith(".weight") and len(shape) == 1:
-            value = 1 + 0.1 * z
-        elif len(shape) == 1 or key.endswith(".bias"):
-            value = 0.1 * z
-        elif key.endswith(_TABLES):
-            value = 0.5 * z
-        elif key.endswith("_query"):
-            value = z
-        else:
-            value = z / np.sqrt(np.prod(shape[1:]))
-        return torch.from_numpy(value).float()
+        return fill(key, shape, seed=self.config["fill_seed"])
 
     def _fill(self, module: M, prefix: str) -> M:
         with torch.no_grad():
@@ -180,6 +161,30 @@ class Golden:
                     )
                 parameter.copy_(value)
         return module
+
+
+def fill(key: str, shape: tuple[int, ...], *, seed: int) -> Float[Tensor, "..."]:
+    """Return the value that the rule gives the weight of this (the authors') name and shape."""
+    if key.endswith("_float_tensor"):
+        return torch.zeros(shape)
+    if key.endswith("self_attn_sope.scale"):
+        head_dim = 2 * shape[0]
+        return (torch.arange(0, head_dim, 2) + 0.4 * head_dim) / (1.4 * head_dim)
+    if key.endswith("position_ids"):
+        return torch.arange(shape[-1]).reshape(shape)
+    random = np.random.Generator(np.random.PCG64(zlib.crc32(key.encode()) + seed))
+    z = random.standard_normal(shape)
+    if key.endswith(".weight") and len(shape) == 1:
+        value = 1 + 0.1 * z
+    elif len(shape) == 1 or key.endswith(".bias"):
+        value = 0.1 * z
+    elif key.endswith(_TABLES):
+        value = 0.5 * z
+    elif key.endswith("_query"):
+        value = z
+    else:
+        value = z / np.sqrt(np.prod(shape[1:]))
+    return torch.from_numpy(value).float()
 
 
 def read_json(path: Path) -> Any:  # noqa: ANN401 -- whatever the released code recorded

@@ -109,8 +109,9 @@ def _captions(
 
 def _sizes(name: str, section: str, rows: list[dict[str, Any]]) -> Iterator[Check]:
     for row in rows:
-        kept = keeps_size(row["w"], row["h"], stage=2 if row["align"] else 3)
-        what = f"{section} {row['w']!r} x {row['h']!r}, stage {2 if row['align'] else 3}: left out"
+        stage = 2 if row["align"] else 3
+        kept = keeps_size(row["w"], row["h"], stage)
+        what = f"{section} {row['w']!r} x {row['h']!r}, stage {stage}: left out"
         yield exactly(name, what, not kept, row["filtered"])
 
 

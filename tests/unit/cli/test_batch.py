@@ -67,6 +67,13 @@ def test_each_line_is_drawn_as_it_would_be_alone(batch, generate, run, here, toy
         assert run("replay", name, "--model", toy_dir) == (0, "identical\n", "")
 
 
+@pytest.mark.usefixtures("here")
+def test_the_longest_words_are_replayed(batch, run, toy_dir):
+    code, _, err = batch({"prompt": "a red" + " " * 950_000 + "cat", "output": "long.png"})
+    assert code == 0, err
+    assert run("replay", "long.png", "--model", toy_dir)[:2] == (0, "identical\n")
+
+
 def test_resume_draws_what_is_missing_or_has_other_settings(batch, here):
     batch(*LINES)
     times = {path: path.stat().st_mtime_ns for path in here.glob("*.png")}
@@ -110,6 +117,10 @@ GOOD = {"prompt": "a cat", "output": "good.png"}
         (GOOD | {"output": "x.png", "guidance_scale": "nan"}, "line 3: guidance_scale is nan"),
         (GOOD | {"output": "x.png", "scheduler": "none"}, "line 3: no scheduler named 'none'"),
         (GOOD | {"output": "x.png", "scheduler": "lcm", "steps": 51}, "line 3: lcm cannot make"),
+        (
+            {"prompt": "a cat" + " " * 1_000_000, "output": "x.png"},
+            "line 3: prompt and settings are 1000",
+        ),
         ({"condition": ["lost"], "output": "x.png"}, "line 3: cannot read lost"),
     ],
 )

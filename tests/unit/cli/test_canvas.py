@@ -9,6 +9,7 @@ import torch
 from diffusers import ControlNetModel, StableDiffusionControlNetPipeline
 from PIL import Image
 
+from kosmosg.controlnet import WEIGHTS
 from kosmosg.pipeline import KosmosGPipeline
 from toys.model import SIZE, toy_picture, toy_pipeline
 
@@ -108,6 +109,19 @@ def test_it_replays(generate, run, toy_dir):
         "replay", "out.png", "--model", toy_dir, "--pictures", ".", "--pictures", "net"
     )
     assert (code, out) == (0, "identical\n"), err
+
+
+def test_a_controlnet_under_another_name_is_not_taken_for_what_has_its_own(generate, run, toy_dir):
+    generate("--controlnet", "net", "--control-image", "dog.jpg")
+    net = ControlNetModel.from_pretrained("net")
+    Path("net", WEIGHTS).rename("net/first.safetensors")
+    torch.nn.init.ones_(next(net.parameters()))
+    net.save_pretrained("net")
+    code, out, err = run(
+        "replay", "out.png", "--model", toy_dir, "--pictures", ".", "--pictures", "net"
+    )
+    assert (code, out, len(err.splitlines())) == (2, "", 1)
+    assert f"it was '{WEIGHTS}', which is another now" in err
 
 
 @pytest.mark.usefixtures("generate")

@@ -274,7 +274,7 @@ def test_a_hostile_note_is_one_line(drawn, here, changes, words):
         ("[]", "it has version None"),
         ("[" * 50_000, "it is not JSON"),
         ('{"version": ' + "9" * 6000 + "}", "it is not JSON"),
-        (" " * 70_000, "it has 70000 characters, more than 65536"),
+        (" " * 1_100_000, "it has 1100000 characters, more than 1048576"),
         ('{"prompt": ["a cat"], "seed": 7, "kosmosg": "0.1.0"}', "it has version None"),
     ],
 )

@@ -192,3 +192,24 @@ def test_weights_that_are_not_what_was_written_are_named(tmp_path: Path) -> None
     with pytest.raises(CheckpointError, match=r"weights.pt is damaged: 256 bytes .* fetch"):
         stored["whole"].read()
     assert stored["view"].read().shape == (5,)
+
+
+def test_a_pickle_that_is_not_what_was_written_is_named(tmp_path: Path) -> None:
+    """One bit more and 3 heads would be 2, which no shape contradicts."""
+    path = torch_file(tmp_path / "options.pt", pickle_of({"heads": 3}))
+    assert pickled.load(path) == {"heads": 3}
+    data = bytearray(path.read_bytes())
+    data[data.rindex(b"K\x03") + 1] ^= 1
+    path.write_bytes(data)
+    with pytest.raises(CheckpointError, match=r"options\.pt is damaged: its pickle .* fetch") as e:
+        pickled.load(path)
+    assert "\n" not in str(e.value)
+
+
+@pytest.mark.parametrize("more", [b"x", bytes(700), bytes(100_000)])
+def test_a_file_that_goes_on_after_its_end_is_named(more: bytes, tmp_path: Path) -> None:
+    path = torch_file(tmp_path / "longer.pt", NOTHING)
+    path.write_bytes(path.read_bytes() + more)
+    with pytest.raises(CheckpointError, match="is cut short or damaged") as caught:
+        read_archive(path)
+    assert "\n" not in str(caught.value)

@@ -235,6 +235,7 @@ def option(name, value):
 
 
 LAYER = "gpt_model.decoder.layers.1."
+TOWER = "img_model.visual.transformer."
 UNET = "diffusion_unet.unet."
 REFUSALS = {
     "a missing weight": (
@@ -259,8 +260,16 @@ REFUSALS = {
         r"unknown unet\.extra\.weight",
     ),
     "a layer far away": (
-        put("gpt_model.decoder.layers.999999999.ffn.fc2.bias", torch.zeros(32)),
-        r"unknown mllm\.layers\.999999999",
+        put(TOWER + "resblocks.999999999.ln_1.bias", torch.zeros(16)),
+        r"unknown mllm\.vision\.clip\.encoder\.layers\.999999999",
+    ),
+    "a whole layer": (
+        lambda data: [data["model"].pop(n) for n in list(data["model"]) if n.startswith(LAYER)],
+        r"options say decoder_layers=2 and its weights 1",
+    ),
+    "latents of another number": (
+        put("img_connector.latent_query", torch.zeros(9, 32)),
+        r"options say latent_query_num=\d+ and its weights 9",
     ),
     "an empty size": (
         put("img_connector.latent_query", torch.zeros(0, 32)),

@@ -147,6 +147,8 @@ def test_a_base_that_lacks_a_weight_is_named(final, architecture, tmp_path, base
 def test_what_is_no_stable_diffusion_says_what_to_give(base, tmp_path, architecture) -> None:
     with pytest.raises(CheckpointError, match="there is no Stable Diffusion at nowhere;"):
         load("nowhere", architecture)
+    with pytest.raises(CheckpointError, match=r"no Stable Diffusion at models/sd\.safetensors;"):
+        load("models/sd.safetensors", architecture)  # no name on the hub, which is not asked
     torch.save({"a": torch.zeros(1)}, tmp_path / "other.ckpt")
     with pytest.raises(CheckpointError, match=r"no weights named model\.diffusion_model\.\*"):
         load(tmp_path / "other.ckpt", architecture)

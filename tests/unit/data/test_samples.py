@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from kosmosg.data.records import Caption, Document, Edit, Entity, Example
-from kosmosg.data.samples import from_bytes, to_bytes
+from kosmosg.data.samples import check_fits, from_bytes, to_bytes
 from kosmosg.errors import DataError
 
 
@@ -143,6 +143,8 @@ def entities(**changes) -> list[dict]:
         (changed(entities=[FIELDS["entities"][0]] * 2), "mentions overlap"),
         (changed(entities=entities(crop="../../etc/passwd")), "missing picture"),
         (changed(image="json"), "unreadable picture"),
+        (changed(provenance=["url"]), "bad field provenance"),
+        (changed(provenance={"x" * 5000: 3}), "bad field provenance"),
         (EXAMPLE | {"png": b""}, "unreadable picture"),
         (EXAMPLE | {"png": EXAMPLE["png"][:40]}, "unreadable picture"),
         ({k: v for k, v in EXAMPLE.items() if k != "0.crop.png"}, "missing picture"),
@@ -181,3 +183,26 @@ def test_any_json_value_anywhere_is_a_record_or_a_data_error(name, value):
 def test_any_bytes_as_json_are_a_data_error(data):
     with pytest.raises(DataError):
         from_bytes("k", {"json": data})
+
+
+@pytest.mark.parametrize("record", RECORDS, ids=lambda record: type(record).__name__)
+def test_a_good_record_fits(record):
+    check_fits(record)
+
+
+@pytest.mark.parametrize(
+    ("record", "reason"),
+    [
+        (Caption(key="c", text="x" * 100_001), "text too long"),
+        (Caption(key="c", text="\ud800"), "bad text"),
+        (Caption(key="c", text="a", provenance={"url": "\ud800"}), "bad text"),
+        (Document(key="d", parts=("x",) * 1001), "too many parts"),
+        (Document(key="d", parts=("\n" * 99_000,) * 11), "json too large"),
+    ],
+)
+def test_what_would_not_come_back_does_not_fit(record, reason):
+    with pytest.raises(DataError) as raised:
+        check_fits(record)
+    assert raised.value.reason == reason
+    with pytest.raises((DataError, UnicodeEncodeError)):
+        from_bytes(record.key, to_bytes(record))

@@ -34,3 +34,10 @@ def test_as_many_as_the_limit_are_no_reason_to_stop():
     skips.skip(bad(0))
     skips.skip(bad(1))
     assert skips.num_skipped == 2
+
+
+def test_what_a_rule_drops_is_counted_and_towards_no_limit():
+    skips = Skips(limit=0.0, least=1)
+    for _ in range(3):
+        skips.drop("too small")
+    assert (skips.dropped, skips.num_skipped) == ({"too small": 3}, 0)

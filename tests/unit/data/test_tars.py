@@ -130,3 +130,27 @@ def test_a_member_that_claims_to_be_huge_is_not_read(tmp_path):
     path.write_bytes(info.tobuf() + bytes(10240))
     with pytest.raises(DataError, match=r"'k.txt' at byte 0 has 67108865 bytes"):
         list(read_index(path))
+
+
+@pytest.mark.parametrize("cut", [0, 100, -10])
+def test_a_shard_cut_off_between_members_is_not_taken_for_whole(tmp_path, cut):
+    path = tmp_path / "s.tar"
+    write_shard(path, [(f"{i:03}", {"txt": bytes(2000)}) for i in range(5)])
+    path.write_bytes(path.read_bytes()[: 3 * (512 + 2048) + cut])
+    samples = read_index(path)
+    assert [next(samples).key for _ in range(2)] == ["000", "001"]
+    with pytest.raises(DataError, match=rf"ends at byte {7680 + cut}, where another member") as e:
+        list(samples)
+    assert e.value.reason == "cut-off shard"
+
+
+def test_a_header_that_is_none_and_a_second_tar_behind_the_first_are_no_end(tmp_path):
+    path = tmp_path / "s.tar"
+    write_shard(path, [(f"{i:03}", {"txt": b"words"}) for i in range(3)])
+    whole = path.read_bytes()
+    header = whole[:1024] + b"?" * 512 + whole[1536:]
+    for damaged, byte in ((header, 1024), (whole + whole, len(whole))):
+        path.write_bytes(damaged)
+        with pytest.raises(DataError, match=rf"at byte {byte} is neither a member nor") as e:
+            list(read_index(path))
+        assert e.value.reason == "damaged shard"

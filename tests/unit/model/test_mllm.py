@@ -11,7 +11,7 @@ from PIL import Image
 from torch import Tensor
 
 from kosmosg.model.mllm import MLLM, position_ids
-from kosmosg.sequence import Batch, Encoded, Prompt, collate, encode_document
+from kosmosg.sequence import Batch, Encoded, Prompt, Segment, collate, encode_document, encode_row
 from toys.parts import IMAGE_SIZE, NUM_LATENTS, TOKENIZER, batch_of, tiny_mllm
 
 RED = Image.new("RGB", (20, 30), "red")
@@ -96,6 +96,76 @@ def test_slots_without_their_pictures_are_refused() -> None:
 def test_positions_count_words_from_two_and_pads_are_one() -> None:
     mask = torch.tensor([[True, True, True, False, False], [True, False, False, True, True]])
     assert position_ids(mask).tolist() == [[2, 3, 4, 1, 1], [2, 1, 1, 3, 4]]
+
+
+def packed_row(*several: Prompt) -> Encoded:
+    return encode_row(
+        [Segment(parts=prompt, ends=True) for prompt in several],
+        TOKENIZER,
+        num_latents=NUM_LATENTS,
+        image_size=IMAGE_SIZE,
+    )
+
+
+@pytest.mark.parametrize("model", MODELS, ids=FORM_NAMES)
+@settings(max_examples=20)
+@given(
+    rows=st.lists(st.lists(prompts, min_size=1, max_size=4), min_size=1, max_size=3),
+)
+def test_within_documents_each_reads_as_if_it_were_alone(
+    model: MLLM, rows: list[list[Prompt]]
+) -> None:
+    batch = collate([packed_row(*row) for row in rows], pad_id=TOKENIZER.pad_id)
+    with torch.no_grad():
+        found = model.logits(
+            model(
+                batch.input_ids,
+                batch.attention_mask,
+                batch.image_mask,
+                batch.pixel_values,
+                document_ids=batch.document_ids,
+            )
+        )
+    assert found.isfinite().all()  # pads too
+    for logits, row in zip(found, rows, strict=True):
+        alone = torch.cat([model.logits(states(model, batch_of(prompt))[0]) for prompt in row])
+        torch.testing.assert_close(logits[: len(alone)], alone, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("model", MODELS, ids=FORM_NAMES)
+def test_over_the_row_documents_are_one_long_sequence(model: MLLM) -> None:
+    batch = collate([packed_row(*PROMPTS)], pad_id=TOKENIZER.pad_id)
+    several = [batch_of(prompt) for prompt in PROMPTS]
+    long = Batch(
+        input_ids=torch.cat([one.input_ids for one in several], 1),
+        attention_mask=torch.cat([one.attention_mask for one in several], 1),
+        image_mask=torch.cat([one.image_mask for one in several], 1),
+        pixel_values=torch.cat([v for one in several if (v := one.pixel_values) is not None]),
+    )
+    assert torch.equal(states(model, batch), states(model, long))
+    # And the first document is seen by the last.
+    alone = states(model, several[-1])[0]
+    assert not torch.allclose(states(model, batch)[0, -len(alone) :], alone, atol=1e-3)
+
+
+def test_one_document_is_the_same_either_way() -> None:
+    batch = batch_of(*PROMPTS)
+    ids = torch.zeros_like(batch.input_ids).masked_fill(~batch.attention_mask, -1)
+    with torch.no_grad():
+        found = MODELS[0](
+            batch.input_ids,
+            batch.attention_mask,
+            batch.image_mask,
+            batch.pixel_values,
+            document_ids=ids,
+        )
+    real = batch.attention_mask
+    torch.testing.assert_close(found[real], states(MODELS[0], batch)[real], atol=1e-5, rtol=0)
+
+
+def test_positions_restart_in_each_document() -> None:
+    ids = torch.tensor([[0, 0, 1, 2, 2, 2, -1], [0, 0, 0, 0, 0, 0, 0]])
+    assert position_ids(ids >= 0, ids).tolist() == [[2, 3, 2, 2, 3, 4, 1], [2, 3, 4, 5, 6, 7, 8]]
 
 
 def greedy_without_cache(model: MLLM, prompt: Prompt, num_new: int) -> list[int]:

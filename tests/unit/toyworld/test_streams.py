@@ -137,6 +137,31 @@ def test_entities_are_where_the_caption_says() -> None:
             assert entity.crop.size == entity.cutout.size == (32, 32)
 
 
+def test_masks_say_where_the_things_of_an_example_are() -> None:
+    kinds = {"example": (1, streams._example)}
+    examples = RecordStream(seed=3, size=64, kinds=kinds).batch(0, 60)
+    shown = 0
+    for record in examples:
+        assert isinstance(record, Example)
+        masks = [np.asarray(entity.mask) for entity in record.entities]
+        assert all(mask.shape == (64, 64) and mask.any() for mask in masks)
+        assert np.sum(masks, axis=0).max() == 1  # a pixel shows one thing
+        for entity, mask in zip(record.entities, masks, strict=True):
+            # Cut from this very picture, or drawn elsewhere.
+            shown += entity.cutout.tobytes() == cut(record.image, mask)[1].tobytes()
+    assert 0.3 < shown / sum(len(record.entities) for record in examples) < 0.7
+
+
+def test_a_thing_behind_others_has_no_mask() -> None:
+    masks = np.zeros((4, 8, 8), bool)
+    masks[0, :4], masks[1, :2], masks[2, :8] = True, True, False
+    assert (
+        np.asarray(streams._seen(masks, 0))[:, 0].tolist() == [False] * 2 + [True] * 2 + [False] * 4
+    )
+    masks[2, :4] = True
+    assert streams._seen(masks, 0) is None
+
+
 def test_stage_2_never_opens_a_picture() -> None:
     assert all(record.image is None for record in stage2_stream(1).batch(0, 50))
 

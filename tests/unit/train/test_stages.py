@@ -5,6 +5,10 @@ import torch
 import torch.nn.functional as F
 
 from kosmosg.data.compose import Composing
+from kosmosg.data.packing import pieces
+from kosmosg.data.records import Document
+from kosmosg.data.rows import PackedRows, pack_shards
+from kosmosg.data.skips import Skips
 from kosmosg.errors import ConfigError, DataError
 from kosmosg.train.run import Parts, RunConfig, make_stage, run
 from kosmosg.train.stage import micro_batch_generator
@@ -123,6 +127,64 @@ def test_stage_1_weighs_the_words_it_is_told_to():
     )
     with pytest.raises(ConfigError, match=r"word_weights\.zebra: the tokenizer does not know"):
         setting(LanguageConfig(trainable=("*",), word_weights={"zebra": 3.0}))
+
+
+class Shards:
+    """Documents and captions as two shards in memory."""
+
+    num_shards = 2
+
+    def shard(self, index):
+        return Documents().batch(index, 5) if index else Captions().batch(index, 5)
+
+    def fingerprint(self, index):
+        return str(index)
+
+
+def packed_rows(toy):
+    sizes = {"num_latents": toy.model.mllm.config["num_latents"], "seq_len": 40}
+    packed = pack_shards(Shards(), toy.tokenizer, skips=Skips(), **sizes)
+    return PackedRows(Shards(), packed, seed=0, skips=Skips())
+
+
+def test_stage_1_learns_from_packed_rows_what_it_does_from_documents():
+    toy, model, stage = setting(LanguageConfig(trainable=("*",), attention="document"))
+    rows = PackedRows(
+        Shards(),
+        pack_shards(
+            Shards(),
+            toy.tokenizer,
+            num_latents=model.config["num_latents"],
+            seq_len=500,  # each shard is one row
+            skips=Skips(),
+        ),
+        seed=None,
+        skips=Skips(),
+    ).batch(0, 2)
+    records = [*Captions().batch(0, 5), *Documents().batch(1, 5)]
+    documents = [Document(key=record.key, parts=tuple(pieces(record))) for record in records]
+    packed, num_packed = total(stage, model.eval(), rows)
+    alone, num_alone = total(stage, model, documents)
+    assert num_packed == num_alone
+    torch.testing.assert_close(packed, alone, rtol=1e-5, atol=1e-4)
+    # Over the row, words are guessed from the documents before, too.
+    _, _, over = setting(LANGUAGE)
+    assert not torch.isclose(total(over, model, rows)[0], alone, rtol=1e-4)
+
+
+@pytest.mark.parametrize("attention", ["row", "document"])
+def test_stage_1_runs_on_packed_rows_and_documents_together(attention, tmp_path):
+    toy = toys(dropout=0.1)
+    config = LanguageConfig(trainable=("*",), attention=attention)
+    parts = parts_for(config, toy, packed_rows(toy))
+    run(RunConfig(stage=config, train=train_config(steps=2, ema=None)), parts, tmp_path / "run")
+    stage = make_stage(config, parts)
+    batch = stage.collate([*parts.stream.batch(0, 2), *Documents().batch(0, 1)])
+    assert batch.document_ids.max() > 0
+    assert stage.weight(batch) == sum(
+        stage.weight(stage.collate([record]))
+        for record in [*parts.stream.batch(0, 2), *Documents().batch(0, 1)]
+    )
 
 
 def test_stage_2_reconstruction_as_released_counts_pads_and_masked_does_not():

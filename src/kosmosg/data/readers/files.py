@@ -3,6 +3,7 @@
 import gzip
 import json
 import os
+import stat
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator, Mapping
@@ -20,8 +21,8 @@ from kosmosg.errors import DataError, PromptError
 from kosmosg.images import open_image
 
 PICTURES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff")
-PACKED = ("", ".gz", ".zip")
 MAX_LINE_BYTES = 256 * 2**20  # a row of ten pictures of 512 pixels, as PNG in base64, has 8 MB
+MAX_OBJECT_BYTES = 32 * 2**20  # of brackets alone, they would take 1 GB in memory
 MAX_SHORT_LENGTH = 2_000
 
 P = ParamSpec("P")
@@ -124,6 +125,8 @@ def opened(path: Path) -> Iterator[IO[bytes]]:
         DataError: If it is missing or damaged, when opened or while it is read.
     """
     try:
+        if not stat.S_ISREG(path.stat().st_mode):  # reading a pipe may never end
+            raise DataError(f"{path} is no ordinary file; remove it", reason="unreadable file")
         if path.suffix.lower() == ".gz":
             with gzip.open(path) as file:
                 yield cast("IO[bytes]", file)
@@ -172,7 +175,7 @@ def _only(path: Path, archive: zipfile.ZipFile) -> str:
 
 
 def read_objects(path: Path, skips: Skips) -> Iterator[tuple[int, Mapping[str, object]]]:
-    """Yield the objects of a file of JSON lines with their lines' numbers; bad lines are skipped."""
+    """Yield the objects of JSON lines with their lines' numbers; bad lines are skipped."""
     for number, line in read_lines(path, skips):
         if not line.strip():
             continue
@@ -202,6 +205,12 @@ def parse_any(data: bytes, place: str) -> object:
     Raises:
         DataError: If it is damaged.
     """
+    if len(data) > MAX_OBJECT_BYTES:
+        raise DataError(
+            f"{place}: its JSON has {len(data)} bytes, at most {MAX_OBJECT_BYTES} are read; split"
+            " it",
+            reason="json too large",
+        )
     try:
         return json.loads(data)
     except (ValueError, RecursionError) as error:
@@ -248,4 +257,3 @@ def said(fields: Mapping[str, object], *, but: tuple[str, ...]) -> dict[str, str
         and name.lower() not in but
         and 0 < len(str(value)) <= MAX_SHORT_LENGTH
     }
-

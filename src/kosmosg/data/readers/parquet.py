@@ -8,6 +8,7 @@ as the datasets library writes them. Other short columns become the records' pro
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
+from kosmosg.data.readers.files import decode as decoded
 from kosmosg.data.readers.files import (
     files_in,
     is_object,
@@ -19,7 +20,6 @@ from kosmosg.data.readers.files import (
     tried,
     words,
 )
-from kosmosg.data.readers.files import decode as decoded
 from kosmosg.data.readers.img2dataset import CAPTIONS, NO_PROVENANCE, caption_of, samples_of
 from kosmosg.data.readers.names import key_of, stems
 from kosmosg.data.readers.tables import Lookup, columns_of, read_rows
@@ -103,42 +103,37 @@ def _caption(key: str, row: Mapping[str, object], place: str) -> Caption:
 
 def _joined(path: Path, tars: list[Path], tables: list[Path], skips: Skips) -> Iterator[Caption]:
     beside = {tar.with_suffix(".parquet") for tar in tars}
-    by_url = _lookup([table for table in tables if table not in beside], "url", skips)
+    keyed = {table: name for table, name in _named(tables, "key", skips) if table in beside}
+    addressed = {table: name for table, name in _named(tables, "url", skips) if table not in keyed}
+    by_url = Lookup(addressed, skips)
     for tar, name in stems(tars, root_of(path)).items():
         own = tar.with_suffix(".parquet")
-        by_key = _lookup([own] if own in tables else [], "key", skips)
+        by_key = Lookup({own: keyed[own]} if own in keyed else {}, skips)
         for key, files in samples_of(tar, skips):
             yield from tried(skips, _sample, tar, name, key, files, by_key, by_url)
 
 
-def _lookup(tables: list[Path], column: str, skips: Skips) -> list[Lookup]:
-    """Return rows by column, of files that have it; one Lookup for each spelling of its name."""
-    spelled: dict[str, list[Path]] = {}
+def _named(tables: list[Path], column: str, skips: Skips) -> Iterator[tuple[Path, str]]:
+    """Yield the files that have a column, and how each spells it."""
     for table in tables:
         try:
-            names = [name for name in columns_of(table) if name.lower() == column]
+            names = columns_of(table)
         except DataError as error:
             skips.skip(error)
         else:
-            spelled.setdefault(names[0] if names else "", []).append(table)
-    return [Lookup(files, name) for name, files in spelled.items() if name]
+            yield from ((table, name) for name in names if name.lower() == column)
 
 
 def _sample(
-    tar: Path,
-    name: str,
-    key: str,
-    files: Mapping[str, bytes],
-    by_key: list[Lookup],
-    by_url: list[Lookup],
+    tar: Path, name: str, key: str, files: Mapping[str, bytes], by_key: Lookup, by_url: Lookup
 ) -> Caption:
     place = f"{tar}: sample {key[:80]!r}"
-    fields = dict(parse(files["json"], place)) if "json" in files else {}
-    for lookup in by_key:
-        fields |= lookup.find(key.rpartition("/")[2]) or {}
-    address = words(fields, "url")
-    for lookup in by_url if address else []:
-        fields |= lookup.find(address) or {}
-    if words(fields, *CAPTIONS):
-        files = {extension: data for extension, data in files.items() if extension != "txt"}
-    return caption_of(key_of(name, key), files, fields, place=place)
+    fields = parse(files["json"], place) if "json" in files else {}
+    own = by_key.find(key.rpartition("/")[2])
+    address = words(own, "url") or words(fields, "url")
+    other = by_url.find(address) if address else {}
+    text = words(other, *CAPTIONS) or words(own, *CAPTIONS)
+    if text:
+        files = {**files, "txt": text.encode("utf-8", "surrogatepass")}
+    known = {key.lower(): value for each in (fields, own, other) for key, value in each.items()}
+    return caption_of(key_of(name, key), files, known, place=place)

@@ -1,7 +1,7 @@
 """Parquet files: their rows one after the other, and a row by what stands in one column."""
 
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
@@ -48,54 +48,74 @@ class Lookup:
 
     In memory are a hash and a place for each row, and the row groups used last.
 
+    Args:
+        columns: Files, and what the column is called in each.
+        skips: Where files that cannot be read are counted.
+
     Raises:
         ConfigError: If pyarrow is not installed.
-        DataError: If a file cannot be read.
+        DataError: If too many were skipped.
     """
 
-    def __init__(self, paths: Sequence[Path], column: str) -> None:
-        self._column = column
-        self._paths = list(paths)
+    def __init__(self, columns: Mapping[Path, str], skips: Skips) -> None:
+        self._columns = list(columns.items())
         self._group = lru_cache(maxsize=2)(self._read_group)
-        hashes: list[int] = []
-        places: list[tuple[int, int, int]] = []
-        for number, path in enumerate(paths):
-            with _opened(path) as file:
-                for group in range(file.num_row_groups):
-                    values = file.read_row_group(group, columns=[column]).column(0)
-                    hashes += (_hash(value.as_py()) for value in values)
-                    places += ((number, group, row) for row in range(len(values)))
-        order = np.argsort(np.array(hashes, np.uint64), kind="stable")
-        self._hashes = np.array(hashes, np.uint64)[order]
-        self._places = np.array(places, np.int64).reshape(-1, 3)[order]
+        hashes, places = [np.empty(0, np.uint64)], [np.empty((0, 3), np.int64)]
+        for number, (path, column) in enumerate(self._columns):
+            for group, values in until_damage(_column(path, column), skips):
+                hashes.append(np.array([_hash(_plain(value)) for value in values], np.uint64))
+                rows = np.arange(len(values), dtype=np.int64)
+                places.append(np.stack([0 * rows + number, 0 * rows + group, rows], axis=1))
+        order = np.argsort(np.concatenate(hashes), kind="stable")
+        self._hashes, self._places = np.concatenate(hashes)[order], np.concatenate(places)[order]
 
-    def find(self, value: object) -> Mapping[str, object] | None:
-        """Return the first row that has this value, without its binary columns.
+    def find(self, value: str) -> Mapping[str, object]:
+        """Return the first row that has this value, without its binary columns; or nothing.
 
         Raises:
-            DataError: If its file cannot be read any more.
+            DataError: If the row cannot be read.
         """
-        wanted = _hash(value)
-        start = int(np.searchsorted(self._hashes, np.uint64(wanted)))
-        while start < len(self._hashes) and int(self._hashes[start]) == wanted:
+        wanted = np.uint64(_hash(value))
+        start = int(np.searchsorted(self._hashes, wanted))
+        while start < len(self._hashes) and self._hashes[start] == wanted:
             number, group, row = map(int, self._places[start])
-            found = self._group(number, group).slice(row, 1).to_pylist()[0]
-            if str(found[self._column]) == str(value):
+            path, column = self._columns[number]
+            try:
+                found = self._group(number, group).slice(row, 1).to_pylist()[0]
+            except (ValueError, OverflowError) as error:
+                raise DataError(
+                    f"{path}: {error}; write it again as UTF-8", reason="bad row"
+                ) from None
+            if str(found[column]) == value:
                 return found
             start += 1
-        return None
+        return {}
 
     def _read_group(self, number: int, group: int) -> Any:  # noqa: ANN401 -- pyarrow has no types
         pyarrow, _ = _pyarrow()
-        with _opened(self._paths[number]) as file:
-            simple = [
-                field.name for field in file.schema_arrow if not pyarrow.types.is_nested(field.type)
+        types = pyarrow.types
+        with _opened(self._columns[number][0]) as file:
+            columns = [
+                field.name
+                for field in file.schema_arrow
+                if not types.is_nested(field.type)
+                and not types.is_binary(field.type)
+                and not types.is_large_binary(field.type)
             ]
-            binary = [
-                field.name for field in file.schema_arrow if pyarrow.types.is_binary(field.type)
-            ]
-            columns = [name for name in simple if name not in binary]
             return file.read_row_group(group, columns=columns)
+
+
+def _column(path: Path, column: str) -> Iterator[tuple[int, Any]]:
+    with _opened(path) as file:
+        for group in range(file.num_row_groups):
+            yield group, file.read_row_group(group, columns=[column]).column(0)
+
+
+def _plain(value: Any) -> object:  # noqa: ANN401
+    try:
+        return value.as_py()
+    except (ValueError, OverflowError):  # bytes that are no text: nobody will ask for them
+        return None
 
 
 def _rows(path: Path) -> Iterator[tuple[int, Mapping[str, object] | DataError]]:
