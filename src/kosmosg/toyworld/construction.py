@@ -27,7 +27,16 @@ BATCH = 64
 GOOD = 0.8
 _TOLD = ("shape", "colour", "pattern", "pattern_colour", "accessory")
 _CAPTION = ("shape", "colour", "pattern", "accessory", "place", "all")
-_CHAIN = ("recall", "precision", "mean_iou", f"iou_{GOOD}", "iou_by_truth", "wrong_pairs", "n")
+_CHAIN = (
+    "recall",
+    "precision",
+    "mean_iou",
+    f"iou_{GOOD}",
+    "iou_named",
+    "iou_by_truth",
+    "wrong_pairs",
+    "n",
+)
 
 
 def evaluate(steps: Steps, *, limit: int, seed: int) -> dict[str, Row]:
@@ -37,8 +46,9 @@ def evaluate(steps: Steps, *, limit: int, seed: int) -> dict[str, Row]:
     place are right; a word that is missing is wrong. `recall`, `precision`: the record's entities
     that name a creature of the picture by shape and colour, of the creatures and of the entities.
     `mean_iou` and `iou_0.8`: masks against the renderer's, over all creatures; one that no entity
-    means counts 0. `iou_by_truth`: the same with the renderer's words for prompts. `wrong_pairs`:
-    entities whose mask lies on another creature than the one that their words mean.
+    means counts 0. `iou_named`: the mean over those that are recalled. `iou_by_truth`: over all,
+    with the renderer's words for prompts. `wrong_pairs`: entities whose mask lies on another
+    creature than the one that their words mean.
 
     Raises:
         ConfigError: If `limit` is below 1.
@@ -71,8 +81,9 @@ class _Tally:
         self.num_subjects = num_subjects
         self.right: dict[str, list[bool]] = {what: [] for what in (*_CAPTION, "wrong_pairs")}
         self.overlaps: list[float] = []
+        self.overlaps_named: list[float] = []
         self.overlaps_by_truth: list[float] = []
-        self.num_named = self.num_entities = 0
+        self.num_entities = 0
 
     def add(self, steps: Steps, scenes: Sequence[Scene]) -> None:
         pixels, masks = render(scenes, SIZE)
@@ -111,9 +122,10 @@ class _Tally:
                 self.overlaps.append(0.0)
                 continue
             said, mask = said_of[owners[slot]], masks[owners[slot]]
-            self.num_named += _is(subject, said, "shape") and _is(subject, said, "colour")
             overlaps = [_iou(mask, other) for other in truth[: len(scene.subjects)]]
             self.overlaps.append(overlaps[slot])
+            if _is(subject, said, "shape") and _is(subject, said, "colour"):
+                self.overlaps_named.append(overlaps[slot])
             self.right["wrong_pairs"].append(max(overlaps) > overlaps[slot])
 
     def _look_by_truth(
@@ -131,13 +143,14 @@ class _Tally:
             self.overlaps_by_truth.append(_iou(mask, masks[i, slot]))
 
     def row(self) -> Row:
-        num_subjects = len(self.overlaps)
+        num_subjects, num_named = len(self.overlaps), len(self.overlaps_named)
         counts = {what: (sum(answers), len(answers)) for what, answers in self.right.items()}
-        counts["recall"] = (self.num_named, num_subjects)
-        counts["precision"] = (self.num_named, self.num_entities)
+        counts["recall"] = (num_named, num_subjects)
+        counts["precision"] = (num_named, self.num_entities)
         counts[f"iou_{GOOD}"] = (sum(overlap > GOOD for overlap in self.overlaps), num_subjects)
         row: Row = {what: right / n if n else 0.0 for what, (right, n) in counts.items()}
         row["mean_iou"] = float(np.mean(self.overlaps))
+        row["iou_named"] = float(np.mean(self.overlaps_named)) if num_named else 0.0
         row["iou_by_truth"] = float(np.mean(self.overlaps_by_truth))
         row["n"] = num_subjects // self.num_subjects
         row["intervals"] = {what: wilson(right, n) for what, (right, n) in counts.items() if n}

@@ -91,7 +91,7 @@ def test_steps_that_know_are_right_everywhere() -> None:
         assert row["wrong_pairs"] == 0
         for what in ("shape", "colour", "pattern", "accessory", "place", "all", "recall"):
             assert row[what] == 1, what
-        for what in ("precision", "mean_iou", "iou_0.8", "iou_by_truth"):
+        for what in ("precision", "mean_iou", "iou_0.8", "iou_named", "iou_by_truth"):
             assert row[what] == 1, what
 
 
