@@ -18,7 +18,9 @@ from kosmosg.train.stage3_instruct import InstructConfig
 
 FOUNDATION = ("vae", "clip", "judge", "unet")
 STAGES = ("stage1", "stage2", "stage3")
-PARTS = (*FOUNDATION, *STAGES)
+# What constructs training data, beside the model: it needs no other part.
+CONSTRUCTION = ("segmenter",)
+PARTS = (*FOUNDATION, *STAGES, *CONSTRUCTION)
 # The last layer of CLIP's vision tower learns with the language model, the rest is frozen (paper
 # section 2.1; NUMERICS section 8 for the final norm).
 LAST_VISION_LAYER = ("vision.clip.encoder.layers.3.*", "vision.clip.post_layernorm.*")
@@ -147,6 +149,18 @@ def stage3() -> NanoConfig:
     )
 
 
+def segmenter() -> NanoConfig:
+    """CLIPSeg, 96k pictures with two prompts each: about 15 minutes of one core.
+
+    A mean intersection over union of .8 on held-out creatures is the gate.
+    """
+    return NanoConfig(
+        part="segmenter",
+        stage=FoundationConfig(),
+        train=_train(steps=3000, batch=32, lr=1.5e-3, seed=9),
+    )
+
+
 RECIPES: Mapping[str, Callable[[], NanoConfig]] = {
     "vae": vae,
     "clip": clip,
@@ -155,6 +169,7 @@ RECIPES: Mapping[str, Callable[[], NanoConfig]] = {
     "stage1": stage1,
     "stage2": stage2,
     "stage3": stage3,
+    "segmenter": segmenter,
 }
 
 

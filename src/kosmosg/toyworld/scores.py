@@ -58,7 +58,7 @@ def pair_rates(left: Verdict, right: Verdict) -> Row:
 def table(report: Mapping[str, Row]) -> str:
     """Return the rows as text: what the judge saw, then pairs side by side, then the rest."""
     judged = {name: row for name, row in report.items() if "body_colour" in row}
-    blocks = [_grid(("", *SCORED, "all", "n"), judged)] if judged else []
+    blocks = [grid(("", *SCORED, "all", "n"), judged)] if judged else []
     pairs = {
         f"{name} {side}".strip(): {**row.get(side, row), "both": row["both_colours"]}
         for name, row in judged.items()
@@ -66,15 +66,16 @@ def table(report: Mapping[str, Row]) -> str:
         for side in ("left", "right")
     }
     if pairs:
-        blocks.append(_grid(("", *SCORED, "both"), pairs))
+        blocks.append(grid(("", *SCORED, "both"), pairs))
     for name, row in report.items():
         if name not in judged and name != "settings":
             numbers = {key: value for key, value in row.items() if isinstance(value, int | float)}
-            blocks.append(_grid(("", *numbers), {name: numbers}))
+            blocks.append(grid(("", *numbers), {name: numbers}))
     return "\n\n".join(blocks)
 
 
-def _grid(columns: tuple[str, ...], rows: Mapping[str, Row]) -> str:
+def grid(columns: tuple[str, ...], rows: Mapping[str, Row]) -> str:
+    """Return a table as text: the rows' names, then these of their numbers."""
     lines = [[column.replace("_", " ") for column in columns]]
     lines += [
         [name, *(_number(row[column]) for column in columns[1:])] for name, row in rows.items()

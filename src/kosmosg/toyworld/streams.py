@@ -155,11 +155,10 @@ def _words_only(key: str, rng: np.random.Generator) -> Plan:
 
 def _example(key: str, rng: np.random.Generator) -> Plan:
     """Plan a compositional example: each subject is an entity with pictures of its own."""
-    count = 1 + int(np.searchsorted((0.55, 0.93), rng.random(), side="right"))
-    scene = sample_scene(rng, count=count)
-    # Mostly a noun that says nothing, so that the picture alone can tell; sometimes the whole name.
+    scene = example_scene(rng)
+    alone = len(scene.subjects) == 1
     mentions = [
-        "a creature" if rng.random() < 0.75 else name(subject, rng, SOME, alone=count == 1)
+        "a creature" if stays_generic(rng) else name(subject, rng, SOME, alone=alone)
         for subject in scene.subjects
     ]
     parts = arrange(mentions, scene, rng, FULL)
@@ -182,7 +181,7 @@ def _example(key: str, rng: np.random.Generator) -> Plan:
                     end=start + len(mention),
                     crop=crop,
                     cutout=cutout,
-                    mask=_seen(masks[0], index),
+                    mask=seen_mask(masks[0], index),
                 )
             )
         return Example(key=key, caption="".join(parts), entities=tuple(entities), image=pictures[0])
@@ -190,7 +189,21 @@ def _example(key: str, rng: np.random.Generator) -> Plan:
     return scenes, make
 
 
-def _seen(masks: np.ndarray, index: int) -> Image.Image | None:
+def example_scene(rng: np.random.Generator) -> Scene:
+    """Return a scene of one to three creatures, as compositional examples have them."""
+    count = 1 + int(np.searchsorted((0.55, 0.93), rng.random(), side="right"))
+    return sample_scene(rng, count=count)
+
+
+def stays_generic(rng: np.random.Generator) -> bool:
+    """Return whether to mention a creature by a noun that says nothing.
+
+    Mostly, so that the picture alone can tell; else by its whole name.
+    """
+    return rng.random() < 0.75
+
+
+def seen_mask(masks: np.ndarray, index: int) -> Image.Image | None:
     """Return where a subject is to be seen, or None: those after it are drawn over it."""
     seen = masks[index] & ~masks[index + 1 :].any(0)
     return Image.fromarray(seen) if seen.any() else None
@@ -292,6 +305,16 @@ def stage3_stream(seed: int, size: int = 64) -> RecordStream:
     """
     kinds = {"example": (2, _example), "edit": (2, _edit), "caption": (1, _caption)}
     return RecordStream(seed=seed, size=size, kinds=kinds)
+
+
+def edit_stream(seed: int, size: int = 64) -> RecordStream:
+    """Return stage 3's edits alone."""
+    return RecordStream(seed=seed, size=size, kinds={"edit": (1, _edit)})
+
+
+def caption_stream(seed: int, size: int = 64) -> RecordStream:
+    """Return stage 3's captions alone, with their pictures."""
+    return RecordStream(seed=seed, size=size, kinds={"caption": (1, _caption)})
 
 
 def held_out_subject(rng: np.random.Generator) -> Subject:

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from kosmosg.images import CLIP_MEAN, CLIP_STD
@@ -30,7 +30,8 @@ from kosmosg.toyworld.scenes import (
 )
 
 _SUBJECT_WORDS = (SHAPES, tuple(COLOURS), PATTERNS, tuple(PATTERN_COLOURS), ACCESSORIES)
-_WIDTHS = [len(words) for words in (*_SUBJECT_WORDS, PLACES)]
+SUBJECT_WIDTHS = [len(words) for words in _SUBJECT_WORDS]
+_WIDTHS = [*SUBJECT_WIDTHS, len(PLACES)]
 IGNORED = -100
 
 
@@ -70,14 +71,7 @@ class VisionStage:
         ]
         drawn, masks = render(scenes, self.size)
         pixels = (drawn.astype(np.float32) / 255 - CLIP_MEAN) / CLIP_STD
-        side = self.size // self.patch
-        cells = torch.from_numpy(masks).float().unflatten(2, (side, -1)).unflatten(4, (side, -1))
-        share, owner = cells.mean((3, 5)).flatten(2).max(1)
-        words = torch.full((len(scenes), side * side, len(_SUBJECT_WORDS)), IGNORED)
-        for index, scene in enumerate(scenes):
-            known = torch.tensor([_words(subject) for subject in scene.subjects])
-            seen = share[index] > 0.3
-            words[index, seen] = known[owner[index, seen]]
+        words = patch_words(scenes, masks, self.size // self.patch)
         places = [PLACES.index(s.place) if s.place != BLANK else IGNORED for s in scenes]
         return torch.from_numpy(pixels).permute(0, 3, 1, 2).float(), words, torch.tensor(places)
 
@@ -109,7 +103,26 @@ class VisionStage:
         return losses
 
 
-def _words(subject: Subject) -> list[int]:
+def patch_words(
+    scenes: Sequence[Scene], masks: Bool[np.ndarray, "scenes 4 size size"], side: int
+) -> Int[Tensor, "scenes patches kinds"]:
+    """Return the words of the creature that covers each patch, by kind; `IGNORED` where none does.
+
+    Args:
+        side: Patches in a row.
+    """
+    cells = torch.from_numpy(masks).float().unflatten(2, (side, -1)).unflatten(4, (side, -1))
+    share, owner = cells.mean((3, 5)).flatten(2).max(1)
+    words = torch.full((len(scenes), side * side, len(_SUBJECT_WORDS)), IGNORED)
+    for index, scene in enumerate(scenes):
+        known = torch.tensor([subject_words(subject) for subject in scene.subjects])
+        seen = share[index] > 0.3
+        words[index, seen] = known[owner[index, seen]]
+    return words
+
+
+def subject_words(subject: Subject) -> list[int]:
+    """Return the number of the word of each kind; a plain creature has no second colour."""
     return [
         SHAPES.index(subject.shape),
         list(COLOURS).index(subject.colour),

@@ -18,7 +18,7 @@ from diffusers.models.attention_processor import AttnProcessor
 from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from torch import nn
-from transformers import CLIPTextModel, CLIPVisionModel
+from transformers import CLIPSegForImageSegmentation, CLIPTextModel, CLIPVisionModel
 
 from kosmosg.config import to_dict
 from kosmosg.data.compose import Composing
@@ -38,6 +38,7 @@ from kosmosg.toyworld.captions import FULL, describe, words
 from kosmosg.toyworld.judge import Judge, JudgeStage
 from kosmosg.toyworld.nano import PARTS, FoundationConfig, NanoConfig
 from kosmosg.toyworld.scenes import sample_scene
+from kosmosg.toyworld.segmenter import GroundedSegmenter, SegmenterStage, build_segmenter
 from kosmosg.toyworld.streams import SceneStream, stage1_stream, stage2_stream, stage3_stream
 from kosmosg.toyworld.vision import GroundedVision, VisionStage
 from kosmosg.train.loop import Samples, fit
@@ -134,6 +135,15 @@ def _train_foundation(
             model = _load(Judge, model_dir / "judge", Judge)
             stage = JudgeStage()
             made = {"judge": model}
+        case "segmenter":
+            segmenter = _load(
+                CLIPSegForImageSegmentation,
+                model_dir / "segmenter",
+                lambda: build_segmenter(tokenizer.vocab_size),
+            )
+            model = GroundedSegmenter(segmenter)
+            stage = SegmenterStage(tokenizer=tokenizer)
+            made = {"segmenter": segmenter}
         case "unet":
             text = _text_encoder(model_dir, tokenizer)
             unet = _load(UNet2DConditionModel, model_dir / "unet", foundation.build_unet)
@@ -349,6 +359,8 @@ def export(workspace: Path, out: Path) -> None:
         "text_encoder": _load(CLIPTextModel, model_dir / "text_encoder", None),
         "judge": _load(Judge, model_dir / "judge", None),
     }
+    if (model_dir / "segmenter").is_dir():  # trained beside the rest, or not
+        beside["segmenter"] = _load(CLIPSegForImageSegmentation, model_dir / "segmenter", None)
     for name, module in beside.items():
         module.to(torch.bfloat16).save_pretrained(out / name)  # pyright: ignore[reportCallIssue]
     for path in out.rglob("config.json"):

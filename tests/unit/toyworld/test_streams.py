@@ -156,10 +156,11 @@ def test_a_thing_behind_others_has_no_mask() -> None:
     masks = np.zeros((4, 8, 8), bool)
     masks[0, :4], masks[1, :2], masks[2, :8] = True, True, False
     assert (
-        np.asarray(streams._seen(masks, 0))[:, 0].tolist() == [False] * 2 + [True] * 2 + [False] * 4
+        np.asarray(streams.seen_mask(masks, 0))[:, 0].tolist()
+        == [False] * 2 + [True] * 2 + [False] * 4
     )
     masks[2, :4] = True
-    assert streams._seen(masks, 0) is None
+    assert streams.seen_mask(masks, 0) is None
 
 
 def test_stage_2_never_opens_a_picture() -> None:
