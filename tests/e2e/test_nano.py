@@ -147,11 +147,16 @@ def test_stages_train_from_shards(workspace: Path, tmp_path: Path) -> None:
         arguments = ["train", f"nano-{part}", *SMALL, *changes, "validation_records=4"]
         more = ["steps=8", "log_every=4"] if part == "stage3" else []
         assert main([*arguments, *more, "--workspace", str(tmp_path)]) == 0, part
+    packed = ["data.row=96", f"data.row_cache={tmp_path / 'rows'}", "stage.attention=document"]
+    more = [f"data.sources.pages.paths={tmp_path / 'pages'}/*/*.tar", "--leg", "2"]
+    arguments = ["train", "nano-stage1", *SMALL, *more, *packed, "validation_records=4"]
+    assert main([*arguments, "--workspace", str(tmp_path)]) == 0
+    assert len(list((tmp_path / "rows").iterdir())) == 2  # of two tars of documents
     kept = json.loads((tmp_path / "runs" / "stage3" / "config.json").read_text())
     assert kept["data"]["sources"]["edits"]["weight"] == 2
     story = json.loads((tmp_path / "runs" / "stage3" / "skips.json").read_text())
     assert sum(story["skipped"].values()) > 0
-    assert set(story["skipped"]) <= {"no json", "no target picture"}
+    assert set(story["skipped"]) <= {"no caption", "no target picture"}
     log = read_log(tmp_path / "runs" / "stage3")
     assert sum(story["skipped"].values()) == max(e.get("records_skipped", 0) for e in log)
 
