@@ -103,7 +103,7 @@ def read_index(path: Path) -> Iterator[Sample]:
     try:
         with path.open("rb") as file, tarfile.open(fileobj=file, mode="r:") as tar:
             yield from _grouped(path, _members(path, tar))
-    except (tarfile.TarError, OSError, ValueError, EOFError) as error:
+    except (tarfile.TarError, OSError, ValueError, EOFError, RecursionError) as error:
         reason = getattr(error, "strerror", None) or error
         raise DataError(
             f"{path}: {reason}; expected an uncompressed tar that is all there",
@@ -161,7 +161,8 @@ def read_span(descriptor: int, start: int, stop: int, *, name: str) -> tuple[str
         )
     try:
         members = _plain_members(data) or _any_members(data)
-    except (tarfile.TarError, ValueError, EOFError) as error:
+    # Whoever chains thousands of extended headers makes tarfile recurse as often.
+    except (tarfile.TarError, ValueError, EOFError, RecursionError) as error:
         raise DataError(
             f"{name}: no sample at byte {start} ({error}); it changed after it was indexed, start"
             " again",
@@ -203,9 +204,22 @@ def _any_members(data: bytes) -> list[Member]:
     with tarfile.open(fileobj=io.BytesIO(data + padding), mode="r:") as tar:
         return [
             Member(info.name, info.offset_data, info.size, info.offset)
-            for info in tar
+            for info in _forward(tar)
             if info.isfile() and not info.issparse()
         ]
+
+
+def _forward(tar: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
+    """Yield the members of a tar, each behind the one before it.
+
+    Headers can spell sizes below zero, and tarfile then goes back and reads the same for ever.
+    """
+    for info in tar:
+        if info.size < 0 or tar.offset <= info.offset:
+            raise tarfile.ReadError(
+                f"member {info.name[:80]!r} at byte {info.offset} has a size below zero"
+            )
+        yield info
 
 
 def _split(name: str) -> tuple[str, str, str]:
@@ -224,7 +238,7 @@ def _add(tar: tarfile.TarFile, name: str, data: bytes) -> None:
 
 def _members(path: Path, tar: tarfile.TarFile) -> Iterator[Member]:
     size = path.stat().st_size
-    for info in tar:
+    for info in _forward(tar):
         # Nothing is kept of the members that were read: a shard may have a million.
         tar.members = []  # pyright: ignore[reportAttributeAccessIssue]
         if not info.isfile() or info.issparse():

@@ -1,4 +1,5 @@
 import io
+import itertools
 import tarfile
 
 import pytest
@@ -130,6 +131,41 @@ def test_a_member_that_claims_to_be_huge_is_not_read(tmp_path):
     path.write_bytes(info.tobuf() + bytes(10240))
     with pytest.raises(DataError, match=r"'k.txt' at byte 0 has 67108865 bytes"):
         list(read_index(path))
+
+
+def header(name, size, kind=tarfile.REGTYPE):
+    """A member's header whose size may be below zero, which tarfile itself would not write."""
+    info = tarfile.TarInfo(name)
+    info.type = kind
+    data = bytearray(info.tobuf(tarfile.GNU_FORMAT))
+    data[124:136] = (size % 256**12).to_bytes(12, "big") if size < 0 else b"%011o\0" % size
+    data[148:156] = b" " * 8
+    data[148:156] = b"%06o\0 " % sum(data)
+    return bytes(data)
+
+
+@pytest.mark.parametrize("kind", [tarfile.REGTYPE, b"Z"])
+def test_a_size_below_zero_leads_back_to_nothing(tmp_path, kind):
+    """Back at the second member, a reader would go round for ever."""
+    path = tmp_path / "s.tar"
+    whole = b"".join(header(f"{name}.txt", 3) + b"abc" + bytes(509) for name in "ab")
+    path.write_bytes(whole + header("c.txt", -1536, kind) + bytes(1024))
+    samples = read_index(path)
+    assert next(samples).key == "a"
+    with pytest.raises(DataError, match=r"member 'c.txt' at byte 2048 has a size below zero"):
+        list(itertools.islice(samples, 9))
+    with path.open("rb") as file, pytest.raises(DataError, match="a size below zero"):
+        read_span(file.fileno(), 0, 2560, name="s.tar")
+
+
+def test_a_chain_of_extended_headers_is_an_error(tmp_path):
+    path = tmp_path / "s.tar"
+    link = header("././@LongLink", 6, tarfile.GNUTYPE_LONGNAME) + b"b.txt\0" + bytes(506)
+    path.write_bytes(link * 3000 + header("b.txt", 0) + bytes(1024))
+    with pytest.raises(DataError, match="recursion"):
+        list(read_index(path))
+    with path.open("rb") as file, pytest.raises(DataError, match="recursion"):
+        read_span(file.fileno(), 0, 3000 * 1024 + 512, name="s.tar")
 
 
 @pytest.mark.parametrize("cut", [0, 100, -10])
