@@ -8,6 +8,7 @@ import threading
 import zipfile
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -148,6 +149,7 @@ def _load(folder: Path) -> dict[str, Spans]:
     for place in _places(folder):
         try:
             with place.open("rb") as opened, np.load(opened, allow_pickle=False) as file:
+                _check_stored(file.zip)
                 return _parsed(folder, json.loads(file["tars"].tobytes()), file["bounds"])
         # Whatever is wrong with it: it is made anew. It comes with the data, maybe from strangers.
         except (
@@ -156,11 +158,19 @@ def _load(folder: Path) -> dict[str, Spans]:
             ValueError,
             KeyError,
             TypeError,
+            AttributeError,
+            RuntimeError,
             MemoryError,
             zipfile.BadZipFile,
         ):
             continue
     return {}
+
+
+def _check_stored(file: zipfile.ZipFile) -> None:
+    """Pass a file as `_save` writes it: packed, a small one could hold more than the memory."""
+    if any(member.compress_type != zipfile.ZIP_STORED for member in file.infolist()):
+        raise ValueError("compressed")
 
 
 def _parsed(folder: Path, about: object, bounds: np.ndarray) -> dict[str, Spans]:
@@ -210,6 +220,8 @@ def _save(folder: Path, spans: Mapping[str, Spans]) -> None:
                 np.savez(file, tars=np.frombuffer(about, np.uint8), bounds=bounds)
             part.replace(place)
         except OSError:
-            part.unlink(missing_ok=True)
+            # A read-only file system refuses this too, though there is nothing to remove.
+            with suppress(OSError):
+                part.unlink(missing_ok=True)
             continue
         return

@@ -1,5 +1,8 @@
+import errno
+import io
 import os
 import shutil
+import zipfile
 
 import numpy as np
 import pytest
@@ -65,7 +68,34 @@ def test_a_folder_that_cannot_be_written_is_indexed_in_the_cache(tmp_path, monke
     assert kept.stat().st_mtime_ns == before
 
 
-@pytest.mark.parametrize("damage", [b"", b"no zip", "cut", "outside", "object"])
+def test_a_read_only_file_system_is_indexed_in_the_cache(tmp_path, monkeypatch):
+    paths = write_tars(tmp_path / "data", [2])
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    opening, unlink = io.open, os.unlink
+
+    def check(path):
+        if os.fspath(path).startswith(str(tmp_path / "data")):
+            raise OSError(errno.EROFS, "Read-only file system")
+
+    def open_one(path, mode="r", *args, **options):
+        if "w" in mode:
+            check(path)
+        return opening(path, mode, *args, **options)
+
+    def unlink_one(path, *args, **options):  # which such a system refuses before it looks
+        check(path)
+        unlink(path, *args, **options)
+
+    monkeypatch.setattr(io, "open", open_one)
+    monkeypatch.setattr(os, "unlink", unlink_one)
+    assert keys(index_tars(paths)) == ["0-0", "0-1"]
+    assert len(list((tmp_path / "cache" / "kosmosg" / "index").iterdir())) == 1
+
+
+DAMAGES = [b"", b"no zip", "cut", "outside", "object", "compressed", "no array", "method"]
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
 def test_a_damaged_or_hostile_index_is_made_anew(tmp_path, damage):
     paths = write_tars(tmp_path, [3])
     index_tars(paths)
@@ -78,8 +108,22 @@ def test_a_damaged_or_hostile_index_is_made_anew(tmp_path, damage):
         np.savez(kept, tars=parts["tars"], bounds=parts["bounds"] + np.uint64(10**9))
     elif damage == "object":  # a pickle, which would be executed
         np.savez(kept, tars=np.array([{}], object), bounds=parts["bounds"])
+    elif damage == "compressed":  # which may hold more than the memory does
+        extra = np.zeros(2**20, np.uint8)
+        np.savez_compressed(kept, **parts, extra=extra)
+    elif damage == "no array":
+        with zipfile.ZipFile(kept, "w") as file:
+            file.writestr("tars", b"text")
+            file.writestr("bounds", b"text")
+    elif damage == "method":  # of packing, in the list of what is in the zip
+        data = bytearray(kept.read_bytes())
+        data[data.index(b"PK\1\2") + 10] ^= 1
+        kept.write_bytes(data)
     else:
         kept.write_bytes(damage)
+    before = kept.read_bytes()
+    assert keys(index_tars(paths)) == ["0-0", "0-1", "0-2"]
+    assert kept.read_bytes() != before
     assert keys(index_tars(paths)) == ["0-0", "0-1", "0-2"]
 
 
