@@ -57,6 +57,10 @@ class Skips:
         taken.dropped, self.dropped = self.dropped, Counter()
         return taken
 
+    def count_only(self) -> None:
+        """Let no share be too many from here on: what is counted is judged where it is added."""
+        self._limit = 1.0
+
     def add(self, other: "Skips") -> None:
         """Count what another one counted.
 

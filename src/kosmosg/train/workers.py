@@ -141,14 +141,17 @@ def _live(plan: Plan, theirs: socket.socket, others: list[socket.socket]) -> Non
         hold_on()
         if plan.skips is not None:
             plan.skips.take()
+            plan.skips.count_only()  # a process sees a part, whose share may be any
         sender = Sender()
         while request := theirs.recv(_REQUEST.size, socket.MSG_WAITALL):
             step, start, stop, piece = _REQUEST.unpack(request)
             sender.send(theirs, piece, _prepared(plan, step, range(start, stop)))
-    except OSError:  # nobody is there to be answered
+    except ConnectionError:  # nobody is there to be answered
         pass
     except BaseException:  # noqa: BLE001 - what else there is must not return to the other's code
         traceback.print_exc()
+        sys.stderr.flush()
+        os._exit(1)
     finally:
         os._exit(0)
 

@@ -1,5 +1,6 @@
 """Reading ahead: in a thread or in any number of processes, for any number of ranks."""
 
+import errno
 import os
 import re
 import signal
@@ -209,6 +210,27 @@ def test_skips_are_counted_here(tmp_path, workers):
         read(plan(blend(tmp_path, limit=0.05), steps=range(100)), workers=workers)
 
 
+@pytest.mark.parametrize("workers", [0, 1, 2])
+def test_the_limit_is_for_all_that_was_read_not_for_one_process_or_piece(tmp_path, workers):
+    paths = [
+        *write_tars(tmp_path / "good", [580, 400], prefix="good"),
+        *write_tars(tmp_path / "bad", [20], prefix="bad"),
+    ]
+    paths = [paths[0], paths[2], paths[1]]
+    skips = Skips(limit=0.1)
+    shards = Shards(paths, decode=word, seed=0, skips=skips, order="stored")
+    a_plan = Plan(
+        stage=Names(),
+        stream=Opened(stream=shards, skips=skips),
+        steps=range(4),
+        indices=range(240),
+        global_batch_size=240,
+        micro_batch=120,
+    )
+    assert len(read(a_plan, workers=workers)) == 4
+    assert 20 <= skips.num_skipped < 40
+
+
 class Marks(Pairs):
     """Leaves a mark for each reading, whichever process reads."""
 
@@ -230,6 +252,24 @@ def test_only_a_few_micro_batches_are_read_ahead(tmp_path):
         time.sleep(0.3)
         assert (tmp_path / "marks").stat().st_size == 6 + 2 * AHEAD
     os.close(marks.file)
+
+
+class NoRoom(Names):
+    """Its batches cannot be written into memory for another process."""
+
+    class Batch(list):
+        def __reduce__(self):
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    def collate(self, records):
+        return self.Batch(records)
+
+
+def test_why_a_process_ended_is_said(folder, capfd):
+    a_plan = plan(blend(folder), stage=NoRoom())
+    with pytest.raises(KosmosGError, match="ended with code 1"):
+        read(a_plan, workers=1)
+    assert "No space left on device" in capfd.readouterr().err
 
 
 class Slow(Pairs):
