@@ -143,13 +143,20 @@ def _drop(output: Path, unit: str, repeats: Mapping[str, str]) -> None:
 
 def _stats(output: Path, name: str) -> Stats:
     try:
-        return read_stats(stats_path(output, name))
+        stats = read_stats(stats_path(output, name))
     except FileNotFoundError as error:
         raise DataError(
             f"{shard_path(output, name)} has no json beside it: it is not finished; give the"
             " construct command again first",
             reason="unfinished shard",
         ) from error
+    if stats.unit != name:  # which says what shard would be written
+        raise DataError(
+            f"{stats_path(output, name)} is of unit {stats.unit[:80]!r}; call it and its shard so"
+            " again",
+            reason="bad stats",
+        )
+    return stats
 
 
 def _hash_of(text: str, place: str) -> int:

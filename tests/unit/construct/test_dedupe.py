@@ -50,6 +50,17 @@ def test_the_first_stays(tmp_path: Path) -> None:
     assert json.loads(left["json"])["text"] == "-"
 
 
+def test_a_json_of_another_name_leads_to_no_other_shard(tmp_path: Path) -> None:
+    (tmp_path / "other").mkdir()
+    other = shards_of(tmp_path / "other", [A, A])
+    shards = shards_of(tmp_path, [A, A])
+    said = shards / "000.json"
+    said.write_text(said.read_text().replace('"000"', '"../other/shards/000"'))
+    with pytest.raises(DataError, match=r"000.json is of unit '\.\./other/shards/000'; call it"):
+        dedupe(shards, distance=0)
+    assert keys_in(other) == ["000/0", "000/1"]
+
+
 def test_at_distance_0_only_equal_hashes_go(tmp_path: Path) -> None:
     shards = shards_of(tmp_path, [A, A ^ 1, A, B])
     assert dedupe(shards, distance=0).dropped == 1
