@@ -44,7 +44,7 @@ class Source(Protocol):
         ...
 
     def fingerprint(self, index: int) -> str:
-        """Return what changes when the shard does: of a file, its name, size and time."""
+        """Return what changes when the shard does: of a file, its name, size and time, say."""
         ...
 
 
@@ -159,6 +159,15 @@ def _load(path: Path) -> Measured | None:
                 DataError(str(error), reason=str(reason))
                 for error, reason in zip(kept["errors"], kept["reasons"], strict=True)
             )
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error):
+    # RuntimeError: a method of packing or a key that zip files may name and this one does not.
+    except (
+        OSError,
+        ValueError,
+        KeyError,
+        EOFError,
+        RuntimeError,
+        zipfile.BadZipFile,
+        zlib.error,
+    ):
         return None
     return Measured(lengths=lengths, errors=errors)

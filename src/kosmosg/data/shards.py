@@ -1,5 +1,6 @@
 """A stream of the records in WebDataset tars: record number n is a function of (seed, n)."""
 
+import hashlib
 import os
 import threading
 from collections import OrderedDict
@@ -120,10 +121,16 @@ class Shards:
         return Shard(self._read, range(first, last))
 
     def fingerprint(self, index: int) -> str:
-        """Return what changes when a tar does: its name, size and time."""
+        """Return what changes when a tar does: its name, size and time, and where its samples are.
+
+        Without its folder, which may move. Archives and images of disks set all times to one, so
+        that tars of two folders may differ in their samples alone.
+        """
         path = self._index.paths[index]
         status = path.stat()
-        return f"{path.name} {status.st_size} {status.st_mtime_ns}"
+        first, last = self._index.firsts[index : index + 2]
+        samples = hashlib.sha256(self._index.bounds[first:last].tobytes()).hexdigest()
+        return f"{path.name} {status.st_size} {status.st_mtime_ns} {samples}"
 
 
 class Shard(Sequence[Any]):

@@ -49,7 +49,9 @@ class DataConfig:
     `sources` go by a name of your own. `order`, `window` and `seed` say how each is shuffled, as
     `Shards` describes. `workers` are processes that read, decode and collate; 0 is a thread. More
     than the share `max_skipped` of bad records ends the run. `drop` is for stage 3: whether one
-    coin drops the words of all entities of a sample, as released, or one each.
+    coin drops the words of all entities of a sample, as released, or one each. `row` is for stage
+    1: the positions of a packed row; None is a record a row. `row_cache` is the folder that keeps
+    how long records are, which are else read once more before each run.
     """
 
     sources: Mapping[str, SourceConfig] = field(default_factory=dict)

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from kosmosg.data.mixture import Mixture
 from kosmosg.data.shards import Shards
 from kosmosg.data.skips import Skips
+from kosmosg.data.tars import write_shard
 from kosmosg.errors import ConfigError, DataError
 from toys.tars import write_tars
 
@@ -167,3 +168,16 @@ def test_shards_blend_two_two_one(tmp_path):
     examples = [name for name in names if name.startswith("example")]
     assert examples == sources["example"].batch(0, 22)
     assert blend.batch(4, 6) == names[24:30]
+
+
+def test_a_tar_is_told_from_another_of_its_name_size_and_time(tmp_path):
+    fingerprints = []
+    for folder, sizes in (("a", (10, 700)), ("b", (700, 10))):
+        path, moved = tmp_path / folder / "0.tar", tmp_path / folder / "moved" / "0.tar"
+        moved.parent.mkdir(parents=True)
+        write_shard(path, [(str(size), {"txt": b"w" * size}) for size in sizes])
+        os.utime(path, ns=(0, 0))
+        fingerprints.append(shards([path]).fingerprint(0))
+        assert shards([path.rename(moved)]).fingerprint(0) == fingerprints[-1]
+    assert fingerprints[0] != fingerprints[1]
+    assert fingerprints[0].split()[:3] == fingerprints[1].split()[:3]
