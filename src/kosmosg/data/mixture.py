@@ -8,6 +8,8 @@ import numpy as np
 from kosmosg.data.skips import Skips
 from kosmosg.errors import ConfigError
 
+MAX_BLOCK = 10_000
+
 
 @runtime_checkable
 class Stream(Protocol):
@@ -89,7 +91,7 @@ class Mixture:
         seed: Of the order within blocks.
 
     Raises:
-        ConfigError: If names differ or a weight is below 1.
+        ConfigError: If names differ, a weight is below 1, or they add up to more than `MAX_BLOCK`.
 
     Source:
         Paper section 3.2: stage 3 mixes constructed, edits and captions 2:2:1. Deviation: the
@@ -106,6 +108,11 @@ class Mixture:
         for name, weight in weights.items():
             if weight < 1:
                 raise ConfigError(f"weight of {name} is {weight}; it must be at least 1")
+        if sum(weights.values()) > MAX_BLOCK:
+            raise ConfigError(
+                f"weights of {dict(weights)} add up to more than {MAX_BLOCK}, so that their order"
+                " would take longer to draw than records to read; give a ratio such as 2:2:1"
+            )
         self._sources = [sources[name] for name in weights]
         self._block = np.repeat(np.arange(len(weights)), list(weights.values()))
         self._weights = list(weights.values())

@@ -48,6 +48,8 @@ def test_another_seed_is_another_order():
 def test_wrong_weights_are_named():
     with pytest.raises(ConfigError, match="weight of edit is 0"):
         mixture(edit=0)
+    with pytest.raises(ConfigError, match=r"add up to more than 10000, .* give a ratio"):
+        mixture(edit=1_200_000)  # the sizes of the sources
     with pytest.raises(ConfigError, match="name the same"):
         Mixture({"a": Numbers("a")}, {"b": 1}, seed=0)
     with pytest.raises(ConfigError, match="name the same"):
