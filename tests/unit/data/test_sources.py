@@ -12,7 +12,7 @@ from kosmosg.data.sources import DataConfig, SourceConfig, find_tars, open_strea
 from kosmosg.data.tars import write_shard
 from kosmosg.errors import ConfigError, DataError
 from toys.model import toy_picture
-from toys.shards import KINDS, write_records, write_tars
+from toys.tars import KINDS, write_records, write_tars
 
 
 def png(colour="red"):
@@ -80,11 +80,11 @@ def test_tars_of_img2dataset_are_captions(tmp_path):
         ("004", {"jpg": b"no picture", "txt": b"words"}),
     ]
     write_shard(tmp_path / "0.tar", samples)
-    source = SourceConfig(paths=str(tmp_path), format="img2dataset")
+    source = SourceConfig(paths=str(tmp_path))
     data = DataConfig(sources={"laion": source}, max_skipped=1.0)
     opened = open_stream(data, stage="align")
-    assert {record.text for record in opened.batch(0, 30)} == {"a dog", "a cat"}
-    assert opened.skips.reasons.keys() == {"no text", "no picture", "unreadable picture"}
+    assert {record.text for record in opened.batch(0, 30)} == {"a dog", "a cat", "words"}
+    assert opened.skips.reasons.keys() == {"no json", "unreadable picture"}
     (first, *_) = open_stream(data, stage="instruct").batch(0, 1)
     assert isinstance(first, Composed)
 
