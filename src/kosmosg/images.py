@@ -155,17 +155,18 @@ def decoder_view(image: Image.Image, size: int = 512) -> Float[Tensor, "3 {size}
     Source:
         NUMERICS section 3.1 (`diff`).
     """
-    return scaled(decoder_pixels(image, size))
+    return scaled(torch.from_numpy(decoder_pixels(image, size).copy()))
 
 
-def decoder_pixels(image: Image.Image, size: int = 512) -> UInt8[Tensor, "{size} {size} 3"]:
+def decoder_pixels(image: Image.Image, size: int = 512) -> UInt8[np.ndarray, "{size} {size} 3"]:
     """Return `decoder_view` as bytes in a picture's own order, for `scaled`: a quarter of the size.
+
+    They may be the picture's own memory: copy before writing.
 
     Raises:
         PromptError: As `decoder_view`.
     """
-    pixels = _centre_square(image, size, Image.Resampling.BILINEAR)
-    return torch.from_numpy(pixels.copy())  # Pillow's own may not be written to
+    return _centre_square(image, size, Image.Resampling.BILINEAR)
 
 
 def scaled(

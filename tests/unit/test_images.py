@@ -383,4 +383,5 @@ def test_views_have_the_bits_of_float64_at_every_level() -> None:
     assert clip_view(image, 16).equal(clip)
     target = torch.from_numpy((exact - 0.5) / 0.5).permute(2, 0, 1).float()
     assert decoder_view(image, 16).equal(target)
-    assert scaled(torch.stack([decoder_pixels(image, 16)] * 2)).equal(torch.stack([target] * 2))
+    pixels = torch.from_numpy(np.stack([decoder_pixels(image, 16)] * 2))
+    assert scaled(pixels).equal(torch.stack([target] * 2))

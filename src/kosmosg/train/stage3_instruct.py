@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from jaxtyping import Float, Int, UInt8
 from torch import Tensor
@@ -97,7 +98,8 @@ class InstructStage:
                 sequences=sequences, target_pixels=None, latents=torch.stack(latents)
             )
         pictures = [decoder_pixels(record.target, self._target_size) for record in records]
-        return InstructBatch(sequences=sequences, target_pixels=torch.stack(pictures), latents=None)
+        pixels = torch.from_numpy(np.stack(pictures))
+        return InstructBatch(sequences=sequences, target_pixels=pixels, latents=None)
 
     def weight(self, batch: InstructBatch) -> int:
         """Return the number of pictures."""
