@@ -164,8 +164,8 @@ def read_span(descriptor: int, start: int, stop: int, *, name: str) -> tuple[str
     # Whoever chains thousands of extended headers makes tarfile recurse as often.
     except (tarfile.TarError, ValueError, EOFError, RecursionError) as error:
         raise DataError(
-            f"{name}: no sample at byte {start} ({error}); it changed after it was indexed, start"
-            " again",
+            f"{name}: no sample at byte {start} ({error}); it changed after it was indexed: remove"
+            " the index beside it and start again",
             reason="shard changed",
         ) from error
     key, files = "", dict[str, bytes]()
