@@ -10,6 +10,7 @@ import typer
 
 from kosmosg.cli import data_convert, screening
 from kosmosg.cli.data_convert import check_apart
+from kosmosg.cli.data_tables import many
 from kosmosg.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -318,7 +319,8 @@ def _without(tree: Mapping[str, Any], names: frozenset[str]) -> dict[str, Any]:
 
 def _tell(summary: "Summary") -> None:
     counts = summary.counts
-    print(f"{counts.records} examples in {summary.done} shards", file=sys.stderr)
+    found = f"{many(counts.records, 'example')} in {many(summary.done, 'shard')}"
+    print(found, file=sys.stderr)
     for reason, count in sorted(counts.skipped.items()):
         print(f"left out: {count} {reason}, such as {counts.named[reason][0]}", file=sys.stderr)
     for reason, count in sorted(counts.dropped.items()):
