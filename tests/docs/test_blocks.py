@@ -33,7 +33,19 @@ PAGES = ["README.md"] + [
     )
 ]
 # What a shell block may call besides our own commands.
-FOREIGN = {"git", "cd", "cp", "hf", "mkdir", "export", "source", "pip", "sudo", "apt-get", "energon"}
+FOREIGN = {
+    "git",
+    "cd",
+    "cp",
+    "hf",
+    "mkdir",
+    "export",
+    "source",
+    "pip",
+    "sudo",
+    "apt-get",
+    "energon",
+}
 
 
 def blocks(text: str, language: str) -> list[str]:

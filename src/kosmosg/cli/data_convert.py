@@ -216,17 +216,14 @@ def _note(output: Path, settings: _Settings, skips: "Skips", counts: dict[str, A
 
 
 def _tell(skips: "Skips", counts: dict[str, int]) -> None:
+    from kosmosg.data.looking import plain
+
     print(
         f"{many(counts['records'], 'record')} in {many(counts['shards'], 'shard')}", file=sys.stderr
     )
     for reason, count in skips.reasons.most_common():
         print(
-            f"left out: {count} {reason}, such as {_line(skips.named[reason][0])}", file=sys.stderr
+            f"left out: {count} {reason}, such as {plain(skips.named[reason][0])}", file=sys.stderr
         )
     for reason, count in skips.dropped.most_common():
         print(f"dropped: {count} {reason}", file=sys.stderr)
-
-
-def _line(message: str) -> str:
-    """Return a message as one line that moves no cursor: it holds strangers' names."""
-    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in message)

@@ -29,6 +29,8 @@ def of_report(report: "Report") -> Iterator[str]:
                 f"note: {shard} has {many(count, 'sample')} as img2dataset writes them (no json"
                 " with a `kind`): each reads as a caption, picture and txt, else the json's caption"
             )
+    if report.num_shards_empty:
+        yield f"note: {many(report.num_shards_empty, 'shard')} without any file"
     if report.num_files_unused:
         yield f"note: {many(report.num_files_unused, 'file')} in samples that no record names"
     found = sum(report.reasons.values())
