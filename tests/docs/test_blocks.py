@@ -86,11 +86,11 @@ def test_every_field_shown_is_one_that_exists(
     repository: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.chdir(tmp_path)
+    configured = {("train",), ("construct", "folder"), ("construct", "openimages")}
     seen = set()
     for name, words in commands(repository):
         program, *arguments = words
         noun = tuple(arguments[:2]) if arguments[:1] == ["construct"] else tuple(arguments[:1])
-        configured = {("train",), ("construct", "folder"), ("construct", "openimages")}
         if program.rpartition("/")[2] == "kosmosg" and noun in configured:
             if "--config" in arguments or "--print-config" in arguments:
                 continue  # it names a file of the reader's

@@ -48,8 +48,8 @@ class Problem:
 class Report:
     """What there was: sums over the records that are all right, and why the others are not.
 
-    `num_files_unused` counts files in samples that no record names; `num_shards_empty` tars in which
-    there is no file at all, as construction writes where no picture passed.
+    `num_files_unused` counts files in samples that no record names; `num_shards_empty` tars in
+    which there is no file at all, as construction writes where no picture passed.
     """
 
     num_shards: int = 0

@@ -149,7 +149,7 @@ def test_a_used_directory_needs_resume(tmp_path):
 
 def test_a_run_that_ended_before_its_first_step_binds_nobody(tmp_path):
     (tmp_path / "config.json").write_text('{"ema": null}')
-    with pytest.raises(ConfigError, match="was begun with ema.decay = 'nothing'"):
+    with pytest.raises(ConfigError, match=r"was begun with ema\.decay = 'nothing'"):
         fit(net(), Regression(), Pairs(0), train_config(), tmp_path, resume=True)
     fit(net(), Regression(), Pairs(0), train_config(), tmp_path)
     assert (tmp_path / "checkpoints").is_dir()
