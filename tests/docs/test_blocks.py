@@ -24,6 +24,8 @@ PAGES = ["README.md"] + [
         "replay",
         "convert",
         "data",
+        "data-formats",
+        "construct",
         "training",
         "toyworld",
         "verify",
@@ -31,7 +33,19 @@ PAGES = ["README.md"] + [
     )
 ]
 # What a shell block may call besides our own commands.
-FOREIGN = {"git", "cd", "export", "source", "pip", "sudo", "apt-get", "energon"}
+FOREIGN = {
+    "git",
+    "cd",
+    "cp",
+    "hf",
+    "mkdir",
+    "export",
+    "source",
+    "pip",
+    "sudo",
+    "apt-get",
+    "energon",
+}
 
 
 def blocks(text: str, language: str) -> list[str]:
@@ -66,6 +80,23 @@ def test_every_command_shown_is_one_that_exists(
             assert cli.main(arguments) == 0, f"{name}: {' '.join(words)}"
         else:
             assert program in FOREIGN, f"{name} shows {program}, which nothing here checks"
+
+
+def test_every_field_shown_is_one_that_exists(
+    repository: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    configured = {("train",), ("construct", "folder"), ("construct", "openimages")}
+    seen = set()
+    for name, words in commands(repository):
+        program, *arguments = words
+        noun = tuple(arguments[:2]) if arguments[:1] == ["construct"] else tuple(arguments[:1])
+        if program.rpartition("/")[2] == "kosmosg" and noun in configured:
+            if "--config" in arguments or "--print-config" in arguments:
+                continue  # it names a file of the reader's
+            assert cli.main([*arguments, "--print-config"]) == 0, f"{name}: {' '.join(words)}"
+            seen.add(noun)
+    assert seen == configured
 
 
 def without_bodies(command: Any) -> None:

@@ -10,6 +10,7 @@ import typer
 
 from kosmosg.cli import data_convert, screening
 from kosmosg.cli.data_convert import check_apart
+from kosmosg.cli.data_tables import many
 from kosmosg.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -317,12 +318,16 @@ def _without(tree: Mapping[str, Any], names: frozenset[str]) -> dict[str, Any]:
 
 
 def _tell(summary: "Summary") -> None:
+    from kosmosg.data.looking import plain
+
     counts = summary.counts
-    print(f"{counts.records} examples in {summary.done} shards", file=sys.stderr)
+    found = f"{many(counts.records, 'example')} in {many(summary.done, 'shard')}"
+    print(found, file=sys.stderr)
     for reason, count in sorted(counts.skipped.items()):
-        print(f"left out: {count} {reason}, such as {counts.named[reason][0]}", file=sys.stderr)
+        example = plain(counts.named[reason][0])
+        print(f"left out: {count} {reason}, such as {example}", file=sys.stderr)
     for reason, count in sorted(counts.dropped.items()):
-        example = f", such as {counts.named[reason][0]}" if reason in counts.named else ""
+        example = f", such as {plain(counts.named[reason][0])}" if reason in counts.named else ""
         print(f"dropped: {count} {reason}{example}", file=sys.stderr)
 
 

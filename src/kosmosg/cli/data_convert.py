@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
+from kosmosg.cli.data_tables import many
 from kosmosg.cli.output import write_files
 from kosmosg.errors import ConfigError, DataError
 
@@ -85,6 +86,7 @@ def convert(
       kosmosg data convert folders my-edits/ -o shards/edits --pictures png
       kosmosg data convert text books/ -o shards/books --documents paragraph
     """  # noqa: D301 -- click's mark for text to be kept as it is
+    from kosmosg.construct.output import hold
     from kosmosg.data.readers.formats import READERS, detect
     from kosmosg.data.skips import Skips
 
@@ -95,20 +97,19 @@ def convert(
     settings = _Settings(
         format=name, per_shard=per_shard, pictures=pictures, limit=limit, documents=documents
     )
-    _begin(output, settings)
     skips = Skips(limit=bad)
     options = {} if documents is None else {"documents": documents}
     records = islice(READERS[name](source, skips=skips, **options), limit)
     counts = {"shards": 0, "records": 0}
     is_done = False
-    try:
-        _write(records, output, settings, skips, counts)
-        for part in output.glob(f".{name}-*.tar.*.part"):  # of a run that was killed
-            part.unlink()
-        is_done = True
-    finally:
-        _note(output, settings, skips, {**counts, "done": is_done})
-        _tell(skips, counts)
+    with hold(output):
+        _begin(output, settings)
+        try:
+            _write(records, output, settings, skips, counts)
+            is_done = True
+        finally:
+            _note(output, settings, skips, {**counts, "done": is_done})
+            _tell(skips, counts)
     if not counts["records"]:
         raise DataError(f"{source} gave no record; left out: {str(skips) or 'nothing'}")
     print(output)
@@ -183,20 +184,22 @@ def check_apart(source: Path, output: Path) -> None:
 
 
 def _begin(output: Path, settings: _Settings) -> None:
-    """Make the directory, or pass one that was begun in the same way."""
-    output.mkdir(parents=True, exist_ok=True)
+    """Pass a directory that is empty, or was begun in the same way, or in which no shard came."""
     path = output / STATS
     if not path.is_file():
         return
     try:
         noted: Any = json.loads(path.read_bytes())
-        before = noted["settings"]
+        before = {**noted["settings"]}
     except (ValueError, RecursionError, KeyError, TypeError):
         raise ConfigError(f"{path} is not of this command; name another directory") from None
-    if before != asdict(settings):
+    changed = {name: now for name, now in asdict(settings).items() if before.get(name) != now}
+    if changed and any(output.glob("*.tar")):
+        then = ", ".join(f"{name}={before.get(name)}" for name in changed)
+        now = ", ".join(f"{name}={value}" for name, value in changed.items())
         raise ConfigError(
-            f"{output} was begun with {before}, not with {asdict(settings)}; give the same, or name"
-            " another directory"
+            f"{output} was begun with {then}, not with {now}; give the same, or name another"
+            " directory"
         )
 
 
@@ -213,15 +216,14 @@ def _note(output: Path, settings: _Settings, skips: "Skips", counts: dict[str, A
 
 
 def _tell(skips: "Skips", counts: dict[str, int]) -> None:
-    print(f"{counts['records']} records in {counts['shards']} shards", file=sys.stderr)
+    from kosmosg.data.looking import plain
+
+    print(
+        f"{many(counts['records'], 'record')} in {many(counts['shards'], 'shard')}", file=sys.stderr
+    )
     for reason, count in skips.reasons.most_common():
         print(
-            f"left out: {count} {reason}, such as {_line(skips.named[reason][0])}", file=sys.stderr
+            f"left out: {count} {reason}, such as {plain(skips.named[reason][0])}", file=sys.stderr
         )
     for reason, count in skips.dropped.most_common():
         print(f"dropped: {count} {reason}", file=sys.stderr)
-
-
-def _line(message: str) -> str:
-    """Return a message as one line that moves no cursor: it holds strangers' names."""
-    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in message)

@@ -26,15 +26,17 @@ def of_report(report: "Report") -> Iterator[str]:
     for shard, count in sorted(report.img2dataset.items()):
         if count:
             yield (
-                f"note: {shard} has {_many(count, 'sample')} as img2dataset writes them (no json"
+                f"note: {shard} has {many(count, 'sample')} as img2dataset writes them (no json"
                 " with a `kind`): each reads as a caption, picture and txt, else the json's caption"
             )
+    if report.num_shards_empty:
+        yield f"note: {many(report.num_shards_empty, 'shard')} without any file"
     if report.num_files_unused:
-        yield f"note: {_many(report.num_files_unused, 'file')} in samples that no record names"
+        yield f"note: {many(report.num_files_unused, 'file')} in samples that no record names"
     found = sum(report.reasons.values())
     yield (
-        f"{_many(report.num_shards, 'shard')}, {_many(report.num_records.total(), 'good record')}: "
-        + (_many(found, "problem") if found else "nothing wrong")
+        f"{many(report.num_shards, 'shard')}, {many(report.num_records.total(), 'good record')}: "
+        + (many(found, "problem") if found else "nothing wrong")
     )
 
 
@@ -47,8 +49,8 @@ def of_stats(stats: "Stats") -> Iterator[str]:
     for reason, count in stats.left_out.most_common():
         yield f"{'left out':<10}  {count:>9}  {reason}"
     yield (
-        f"{_many(stats.num_shards, 'shard')}; {stats.num_keys_twice} keys came before;"
-        f" {_many(stats.num_masks, 'mask')}"
+        f"{many(stats.num_shards, 'shard')}; {stats.num_keys_twice} keys came before;"
+        f" {many(stats.num_masks, 'mask')}"
     )
     for title, histogram in (
         ("shorter side of pictures in pixels", stats.sides),
@@ -81,5 +83,6 @@ def _bars(title: str, histogram: "Histogram") -> Iterator[str]:
         yield f"  {names[index]:>18}  {count:>9}  {bar}".rstrip()
 
 
-def _many(count: int, what: str) -> str:
+def many(count: int, what: str) -> str:
+    """Return a count with its noun, in the plural if need be."""
     return f"{count} {what}" if count == 1 else f"{count} {what}s"

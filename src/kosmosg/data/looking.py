@@ -1,6 +1,7 @@
 """What the tools that look at shards have in common: which tars, their samples, what is in one."""
 
 import os
+import tarfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
@@ -70,6 +71,14 @@ def walk(
             yield tar, "", unreadable
         if done:
             done(_size(tar) - position)
+
+
+def is_bare(tar: Path) -> bool:
+    """Return whether a tar that can be read is one without members, and not a file of zeros."""
+    if os.stat(tar).st_size > tarfile.RECORDSIZE:
+        return False
+    with tarfile.open(tar, mode="r:") as opened:
+        return opened.next() is None
 
 
 def total_bytes(tars: Sequence[Path]) -> int:

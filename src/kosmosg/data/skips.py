@@ -12,7 +12,8 @@ class Skips:
 
     Args:
         limit: The share of records, 0 to 1, that may be left out.
-        least: Records that must have been seen before the share is looked at.
+        least: Records that must have been seen before the share is looked at; where the limit is 0
+            the first that is left out is one too many.
     """
 
     def __init__(self, *, limit: float = 0.1, least: int = 100) -> None:
@@ -83,7 +84,8 @@ class Skips:
 
     def _check(self, last: DataError) -> None:
         seen = self.num_kept + self.num_skipped
-        if seen >= self._least and self.num_skipped > self._limit * seen:
+        is_judged = seen >= self._least or not self._limit
+        if is_judged and self.num_skipped > self._limit * seen:
             raise DataError(
                 f"{self.num_skipped} of {seen} records were left out, more than"
                 f" {self._limit:.0%}: {self}; the last: {last}",

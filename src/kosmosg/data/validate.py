@@ -12,7 +12,7 @@ from PIL import Image
 
 from kosmosg.data.foreign import PICTURES, TEXT, is_img2dataset, picture_of, record_of
 from kosmosg.data.jsonplace import line_and_column, place_of
-from kosmosg.data.looking import kind_of, pictures_of, plain, texts_of, walk
+from kosmosg.data.looking import is_bare, kind_of, pictures_of, plain, texts_of, walk
 from kosmosg.data.records import Caption, Document, Edit, Example, Record
 from kosmosg.data.samples import JSON, FieldError
 from kosmosg.errors import DataError, PromptError
@@ -48,10 +48,12 @@ class Problem:
 class Report:
     """What there was: sums over the records that are all right, and why the others are not.
 
-    `num_files_unused` counts files in samples that no record names.
+    `num_files_unused` counts files in samples that no record names; `num_shards_empty` tars in
+    which there is no file at all, as construction writes where no picture passed.
     """
 
     num_shards: int = 0
+    num_shards_empty: int = 0
     num_records: Counter[str] = field(default_factory=Counter[str])
     num_pictures: Counter[str] = field(default_factory=Counter[str])
     num_words: Counter[str] = field(default_factory=Counter[str])
@@ -111,6 +113,9 @@ def validate(
     report.num_shards = len(tars)
     looked_at_all = limit is None or num_samples < limit
     for tar in (tar for tar, is_empty in empty.items() if is_empty and looked_at_all):
+        if is_bare(tar):
+            report.num_shards_empty += 1
+            continue
         report.reasons["no sample"] += 1
         what = f"{tar} holds no sample: no file such as 000.json; write it again, or leave it out"
         yield _problem(tar, "", {}, _Fault(reason="no sample", what=what, file=""))

@@ -49,11 +49,11 @@ def open_run_dir(run_dir: Path, config: Mapping[str, Any], *, resume: bool) -> I
 
 
 def _require_empty(run_dir: Path) -> None:
-    others = [path.name for path in run_dir.iterdir() if path.name != ".lock"]
-    if others:
+    others = {path.name for path in run_dir.iterdir()} - {".lock"}
+    if others - {CONFIG_NAME}:  # that alone is of a run that ended before its first step
         raise ConfigError(
-            f"run_dir {run_dir} already holds {sorted(others)[0]!r}; add --resume to continue that"
-            " run, or choose an empty directory"
+            f"run_dir {run_dir} already holds {min(others)!r}; add --resume to continue that"
+            " run, remove it, or choose an empty directory"
         )
 
 

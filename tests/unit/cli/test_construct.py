@@ -156,6 +156,18 @@ def test_a_shard_says_what_was_left_out(pictures: Path, changes: list[str], tmp_
     assert (counts["records"], counts["dropped"]) == (1, {"no entities": 1})
 
 
+def test_names_of_strangers_move_no_cursor(
+    pictures: Path, changes: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (pictures / "\x1b[2J.jpg").write_bytes(b"x")
+    words = ["construct", "folder", str(pictures), *changes, "--recipe", "nano", "--workers", "0"]
+    assert cli.main([*words, "-o", str(tmp_path / "out")]) == 0
+    said = capsys.readouterr().err
+    assert "left out: 1 unreadable picture" in said
+    assert "\x1b[2J" not in said
+    assert r"\x1b[2J.jpg" in said
+
+
 def test_another_model_does_not_go_on_in_the_same_folder(
     pictures: Path, changes: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

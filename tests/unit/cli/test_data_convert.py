@@ -6,6 +6,7 @@ import time
 
 import pytest
 
+from kosmosg.construct.output import hold
 from kosmosg.data.records import Caption
 from kosmosg.data.samples import from_bytes
 from kosmosg.data.tars import read_index, read_sample
@@ -40,7 +41,7 @@ def test_records_come_back_from_the_shards(run, tars, tmp_path):
     assert (code, printed) == (0, f"{out}\n")
     assert notes.startswith("12 records in 3 shards\nleft out: 1 unreadable picture, such as ")
     names = ["img2dataset-000000.tar", "img2dataset-000001.tar", "img2dataset-000002.tar"]
-    assert sorted(path.name for path in out.iterdir()) == [*names, "stats.json"]
+    assert sorted(path.name for path in out.glob("[!.]*")) == [*names, "stats.json"]
     assert [len(list(read_index(out / name))) for name in names] == [5, 5, 2]
     found = records(out)
     assert [record.key for record in found] == [f"{i // 4:05d}/{i:09d}" for i in range(12)]
@@ -93,7 +94,7 @@ def test_a_killed_run_goes_on(tmp_path, run):
     assert [record.parts[0] for record in records(out)] == [f"text {number}" for number in numbers]
     assert third.stat().st_mtime_ns == made
     assert json.loads((out / "stats.json").read_text())["done"]
-    assert not list(out.glob(".*"))
+    assert not list(out.glob("*.part"))
 
 
 def test_a_directory_of_another_run_is_refused(run, tars, tmp_path):
@@ -101,11 +102,31 @@ def test_a_directory_of_another_run_is_refused(run, tars, tmp_path):
     assert run(*words)[0] == 0
     code, _, error = run(*words, "--per-shard", "5")
     assert code == 2
-    assert "was begun with" in error
+    assert "out was begun with per_shard=1000, not with per_shard=5; give the same" in error
     img2dataset_tar(tars / "00000.tar", range(2))
     code, _, error = run(*words)
     assert code == 2
     assert "img2dataset-000000.tar holds other records" in error
+
+
+def test_a_first_try_that_gave_no_shard_binds_nobody(run, tars, tmp_path):
+    words = ("-o", tmp_path / "out")
+    assert run("data", "convert", "folders", tars, *words)[0] == 2
+    assert run("data", "convert", "img2dataset", tars, *words)[0] == 0
+    assert len(records(tmp_path / "out")) == 12
+
+
+def test_two_runs_in_one_directory_do_not_meet(run, tars, tmp_path):
+    out = tmp_path / "out"
+    with hold(out):
+        part = out / ".img2dataset-000000.tar.1.part"  # what the first is writing
+        part.write_bytes(b"")
+        code, _, error = run("data", "convert", "img2dataset", tars, "-o", out)
+        assert part.exists()
+    assert code == 2
+    assert f"another process writes to {out}; wait for it" in error
+    assert run("data", "convert", "img2dataset", tars, "-o", out)[0] == 0
+    assert not part.exists()
 
 
 def test_too_many_bad_records_stop_it_and_the_stats_say_which(run, tmp_path):

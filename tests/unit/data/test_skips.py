@@ -59,3 +59,8 @@ def test_what_was_counted_elsewhere_is_added_up():
         there.skip(bad(0, "no json"))
     with pytest.raises(DataError, match=r"27 of 34 .* the last: record 0 is bad"):
         here.add(there.take())
+
+
+def test_a_limit_of_none_counts_from_the_first():
+    with pytest.raises(DataError, match="1 of 1 records were left out, more than 0%: 1 x"):
+        Skips(limit=0.0).skip(DataError("a", reason="x"))

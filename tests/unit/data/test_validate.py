@@ -227,6 +227,17 @@ def test_shards_that_break_off_are_named_with_the_byte_and_the_rest_is_read(tmp_
     assert report.num_records == {"caption": 2, "example": 1}
 
 
+def test_a_shard_of_which_nothing_was_kept_is_no_mistake(tmp_path):
+    write(tmp_path / "none.tar", [])
+    problems, report = look(tmp_path / "none.tar")
+    assert not problems
+    assert report.num_shards_empty == 1
+    zeros = tmp_path / "zeros.tar"  # what a download leaves that had only made room
+    zeros.write_bytes(bytes(3 * 10240))
+    problems, _ = look(zeros)
+    assert [one.reason for one in problems] == ["no sample"]
+
+
 def test_img2dataset_samples_are_told_and_checked(tmp_path):
     png = FILES["png"]
     files = {

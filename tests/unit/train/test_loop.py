@@ -147,6 +147,14 @@ def test_a_used_directory_needs_resume(tmp_path):
     assert [path.name for path in tmp_path.iterdir() if path.name != ".lock"] == ["notes.txt"]
 
 
+def test_a_run_that_ended_before_its_first_step_binds_nobody(tmp_path):
+    (tmp_path / "config.json").write_text('{"ema": null}')
+    with pytest.raises(ConfigError, match=r"was begun with ema\.decay = 'nothing'"):
+        fit(net(), Regression(), Pairs(0), train_config(), tmp_path, resume=True)
+    fit(net(), Regression(), Pairs(0), train_config(), tmp_path)
+    assert (tmp_path / "checkpoints").is_dir()
+
+
 def test_another_configuration_is_refused_by_field(tmp_path):
     fit(net(), Regression(), Pairs(0), train_config(), tmp_path)
     changed = train_config(optim=train_config().optim.__class__(

@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from kosmosg.data.readers.files import PICTURES, decode, opened, picture, tried
+from kosmosg.data.readers.files import PICTURES, decode, files_in, opened, picture, tried
 from kosmosg.data.readers.names import key_of
 from kosmosg.data.records import Caption, Edit
 from kosmosg.data.samples import MAX_JSON_BYTES
@@ -41,7 +41,7 @@ def read_folders(path: Path, *, skips: Skips) -> Iterator[Edit | Caption]:
     as many as there are. The text is `NAME.txt` beside the target or in `captions/`. A text
     without pictures becomes a caption. The names that ai-toolkit and musubi-tuner give such
     folders do as well. A directory with neither target nor control is one of pictures and
-    their captions.
+    their captions, at any depth.
 
     Raises:
         DataError: If it is unclear which folder is what, or too many were skipped.
@@ -171,7 +171,7 @@ def _record(layout: _Layout, stem: str) -> Edit | Caption:
 
 
 def _captioned(path: Path, skips: Skips) -> Iterator[Caption]:
-    images, texts = _pictures(path), _files(path, ".txt")
+    images, texts = _by_stem(path, *PICTURES), _by_stem(path, ".txt")
     if not texts:
         raise DataError(
             f"{path} has neither target/ and control/, nor pictures with a .txt of the same name;"
@@ -182,9 +182,28 @@ def _captioned(path: Path, skips: Skips) -> Iterator[Caption]:
         yield from tried(skips, _caption, stem, images.get(stem), texts.get(stem))
 
 
+def _by_stem(path: Path, *suffixes: str) -> dict[str, Path]:
+    """Return files at any depth by their paths without suffix; pictures of one name are a mistake.
+
+    Raises:
+        DataError: Naming them.
+    """
+    found: dict[str, Path] = {}
+    for file in files_in(path, *suffixes):
+        stem = file.relative_to(path).with_suffix("").as_posix()
+        if stem in found:
+            raise DataError(
+                f"{file} and {found[stem].name} have one name; which is meant? rename one",
+                reason="name twice",
+            )
+        found[stem] = file
+    return found
+
+
 def _caption(stem: str, image: Path | None, text: Path | None) -> Caption:
     if text is None:
-        raise DataError(f"{image} has no {stem}.txt beside it; write one", reason="no caption")
+        name = f"{Path(stem).name}.txt"
+        raise DataError(f"{image} has no {name} beside it; write one", reason="no caption")
     shown = None if image is None else picture(image, str(image))
     return Caption(key=key_of(stem), text=_text(text), image=shown)
 

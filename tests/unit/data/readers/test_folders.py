@@ -144,3 +144,20 @@ def test_a_folder_of_pictures_with_their_captions(tmp_path):
         plain(Caption(key="words", text="only words")),
     ]
     assert skips.reasons == {"no caption": 1}
+
+
+def test_pictures_with_their_captions_may_lie_in_folders(tmp_path):
+    lay(tmp_path, b=(1, "a dog"), a__b=(2, "a cat"), a__c__d=3)
+    records, skips = read(tmp_path)
+    assert [plain(record) for record in records] == [
+        plain(Caption(key="a/b", text="a cat", image=picture(2))),
+        plain(Caption(key="b", text="a dog", image=picture(1))),
+    ]
+    assert str(tmp_path / "a" / "c" / "d.png") + " has no d.txt" in skips.named["no caption"][0]
+
+
+def test_two_pictures_of_one_caption_are_a_mistake(tmp_path):
+    lay(tmp_path, a__b=(1, "a dog"))
+    write(tmp_path / "a" / "b.jpg", png(2))
+    with pytest.raises(DataError, match=r"b.png and b.jpg have one name"):
+        read(tmp_path)
