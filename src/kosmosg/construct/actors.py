@@ -1,5 +1,6 @@
 """Workers on many machines: Ray actors, each with its own worker. Only this file imports ray."""
 
+import re
 import threading
 from collections.abc import Callable
 from typing import Any
@@ -101,8 +102,11 @@ class Actors:
     def _bury(self, place: int, error: Exception) -> Died:
         self._answers = {ref: of for ref, of in self._answers.items() if of[0] != place}
         self._ray.kill(self._places.pop(place))
-        lines = str(error).strip().splitlines()
-        return Died(f"{type(error).__name__}: {lines[0] if lines else 'no reason given'}")
+        lines = str(error).strip().splitlines() or ["no reason given"]
+        # What was raised while an actor was made stands last; how a process ended stands first.
+        raised = re.match(r"[\w.]+(Error|Exception)\b", lines[-1].strip())
+        reason = lines[-1].strip() if raised else f"{type(error).__name__}: {lines[0]}"
+        return Died(reason)
 
     def _check_fits(self, gpus: float) -> None:
         """Pass a cluster on which an actor fits; Ray would wait for another machine for ever."""

@@ -8,7 +8,7 @@ from pathlib import Path
 from PIL import Image
 
 from kosmosg.data.records import Caption, Document, Edit, Example, Record
-from kosmosg.data.tars import read_index, read_sample
+from kosmosg.data.tars import read_index, read_sample, tars_in
 from kosmosg.errors import DataError
 
 # A sample's files; or why it, or with an empty key what is left of its shard, cannot be read.
@@ -24,7 +24,7 @@ def find_tars(paths: Sequence[Path]) -> list[Path]:
     found: list[Path] = []
     for path in paths:
         if path.is_dir():
-            inside = sorted(tar for tar in path.rglob("[!.]*.tar") if tar.is_file())
+            inside = tars_in(path)
             if not inside:
                 raise DataError(f"{path} holds no *.tar; name the shards or their directory")
             found += inside

@@ -15,6 +15,7 @@ from kosmosg.data.records import Caption, Document, Edit, Example, Record
 from kosmosg.data.rows import PackedRows, pack_shards
 from kosmosg.data.shards import Shards
 from kosmosg.data.skips import Skips
+from kosmosg.data.tars import tars_in
 from kosmosg.errors import ConfigError, DataError
 from kosmosg.tokenizer import Tokenizer
 
@@ -151,7 +152,7 @@ def find_tars(paths: str | Sequence[str], *, name: str) -> list[Path]:
     for given in [paths] if isinstance(paths, str) else paths:
         path = Path(given).expanduser()
         if path.is_dir():
-            tars = sorted(one for one in path.glob("*.tar") if not one.name.startswith("."))
+            tars = tars_in(path)
             remedy = "the folder has no *.tar; name the folder that holds the shards"
         elif path.exists() or not glob.has_magic(given):
             tars, remedy = [path], ""

@@ -77,6 +77,11 @@ def write_shard(path: Path, samples: Iterable[tuple[str, Mapping[str, bytes]]]) 
     return len(seen)
 
 
+def tars_in(directory: Path) -> list[Path]:
+    """Return the tars in a directory and those below it, in order; hidden files are none."""
+    return sorted(tar for tar in directory.rglob("[!.]*.tar") if tar.is_file())
+
+
 def check_key(key: str) -> None:
     """Pass a key that every reader of WebDataset tars takes as it is: it ends at the first dot.
 
