@@ -44,6 +44,11 @@ class MakeReader:
         return Reader(self.flags)
 
 
+def made(flags: Path) -> list[int]:
+    """The processes in which workers were made."""
+    return [int(path.name.removeprefix("made-")) for path in flags.glob("made-*")]
+
+
 @dataclass(frozen=True)
 class Reader:
     flags: Path

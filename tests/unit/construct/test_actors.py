@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from kosmosg.errors import ConfigError, DataError
-from toys.construction import MakeReader, construct, keys_in, leftovers, units_of
+from toys.construction import MakeReader, construct, keys_in, leftovers, made, units_of
 
 pytestmark = [
     pytest.mark.timeout(300),
@@ -36,22 +36,6 @@ def cluster() -> Iterator[None]:
     )
     yield
     ray.shutdown()
-
-
-@pytest.fixture
-def output(tmp_path: Path) -> Path:
-    return tmp_path / "shards"
-
-
-@pytest.fixture
-def flags(tmp_path: Path) -> Path:
-    folder = tmp_path / "flags"
-    folder.mkdir()
-    return folder
-
-
-def made(flags: Path) -> list[int]:
-    return [int(path.name.removeprefix("made-")) for path in flags.glob("made-*")]
 
 
 @pytest.mark.usefixtures("cluster")

@@ -13,16 +13,6 @@ from kosmosg.errors import ConfigError, DataError, KosmosGError
 from toys.construction import MakeReader, Words, construct, keys_in, leftovers, units_of
 
 
-@pytest.fixture
-def output(tmp_path: Path) -> Path:
-    return tmp_path / "shards"
-
-
-@pytest.fixture
-def flags(tmp_path: Path) -> Path:
-    return tmp_path / "flags"
-
-
 def test_each_unit_becomes_a_shard_and_what_there_is_to_say_of_it(
     output: Path, flags: Path
 ) -> None:

@@ -12,23 +12,7 @@ from pathlib import Path
 import pytest
 
 from kosmosg.errors import ConfigError, DataError, KosmosGError
-from toys.construction import MakeReader, construct, keys_in, leftovers, units_of
-
-
-@pytest.fixture
-def output(tmp_path: Path) -> Path:
-    return tmp_path / "shards"
-
-
-@pytest.fixture
-def flags(tmp_path: Path) -> Path:
-    folder = tmp_path / "flags"
-    folder.mkdir()
-    return folder
-
-
-def made(flags: Path) -> list[int]:
-    return [int(path.name.removeprefix("made-")) for path in flags.glob("made-*")]
+from toys.construction import MakeReader, construct, keys_in, leftovers, made, units_of
 
 
 def alive(pid: int) -> bool:

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from kosmosg.data.records import Caption, Document, Edit, Example, Record
+from kosmosg.data.looking import texts_of
+from kosmosg.data.records import Edit, Example, Record
 from kosmosg.tokenizer import Tokenizer
 from kosmosg.toyworld import streams
 from kosmosg.toyworld.captions import words
@@ -29,18 +30,6 @@ COMBINATION = re.compile(
     rf"({'|'.join(COLOURS)}) ({'|'.join(SHAPES)})"
     rf"(?: with (?:white|black) ({'|'.join(PATTERNS[1:])}))?"
 )
-
-
-def texts_of(record: Record) -> list[str]:
-    match record:
-        case Document():
-            return [part for part in record.parts if isinstance(part, str)]
-        case Caption():
-            return [record.text]
-        case Example():
-            return [record.caption]
-        case Edit():
-            return [record.caption, record.instruction, *filter(None, [record.after_caption])]
 
 
 def drawn_scenes(monkeypatch: pytest.MonkeyPatch) -> list[Scene]:
