@@ -5,10 +5,15 @@ from typing import Annotated, Literal
 
 import typer
 
+from kosmosg.cli import benchmarks
+
 app = typer.Typer(
     name="evaluate",
     help="Measure how good a model is.",
 )
+
+
+app.add_typer(benchmarks.app)
 
 
 @app.callback()

@@ -24,7 +24,8 @@ from kosmosg.images import clip_view
 WEIGHTS_DIR = "KOSMOSG_WEIGHTS_DIR"
 BATCH = 32
 # Mean and spread of ImageNet's pictures, with which DINO was trained.
-_MEAN, _STD = np.float32([0.485, 0.456, 0.406]), np.float32([0.229, 0.224, 0.225])
+_MEAN = np.array([0.485, 0.456, 0.406], np.float32)
+_STD = np.array([0.229, 0.224, 0.225], np.float32)
 
 Name = Literal["dino", "clip-b32", "clip-l14", "inception"]
 Resize = Literal["tensorflow", "antialiased"]

@@ -80,16 +80,15 @@ class _Mixed17(nn.Module):
 
     def __init__(self, width: int) -> None:
         super().__init__()
-        across, down = {"padding": (0, 3)}, {"padding": (3, 0)}
         self.branch1x1 = _Conv(768, 192, 1)
         self.branch7x7_1 = _Conv(768, width, 1)
-        self.branch7x7_2 = _Conv(width, width, (1, 7), **across)
-        self.branch7x7_3 = _Conv(width, 192, (7, 1), **down)
+        self.branch7x7_2 = _Conv(width, width, (1, 7), padding=(0, 3))
+        self.branch7x7_3 = _Conv(width, 192, (7, 1), padding=(3, 0))
         self.branch7x7dbl_1 = _Conv(768, width, 1)
-        self.branch7x7dbl_2 = _Conv(width, width, (7, 1), **down)
-        self.branch7x7dbl_3 = _Conv(width, width, (1, 7), **across)
-        self.branch7x7dbl_4 = _Conv(width, width, (7, 1), **down)
-        self.branch7x7dbl_5 = _Conv(width, 192, (1, 7), **across)
+        self.branch7x7dbl_2 = _Conv(width, width, (7, 1), padding=(3, 0))
+        self.branch7x7dbl_3 = _Conv(width, width, (1, 7), padding=(0, 3))
+        self.branch7x7dbl_4 = _Conv(width, width, (7, 1), padding=(3, 0))
+        self.branch7x7dbl_5 = _Conv(width, 192, (1, 7), padding=(0, 3))
         self.branch_pool = _Conv(768, 192, 1)
 
     def forward(self, x: Tensor) -> Tensor:
