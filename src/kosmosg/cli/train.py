@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
+from kosmosg.cli import subject
 from kosmosg.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -23,7 +24,8 @@ def train(
     recipe: Annotated[
         str,
         typer.Argument(
-            help="nano-vae, nano-clip, nano-judge, nano-unet, nano-stage1, nano-stage2, "
+            help="subject, an adapter from pictures of one subject; "
+            "nano-vae, nano-clip, nano-judge, nano-unet, nano-stage1, nano-stage2, "
             "nano-stage3, nano-segmenter; nano-foundation for the first four in that order; or a "
             "YAML or JSON file that --print-config wrote.",
             show_default=False,
@@ -62,6 +64,22 @@ def train(
         Literal["auto", "cpu", "cuda"] | None,
         typer.Option(help="Short for device=...", show_default=False),
     ] = None,
+    pictures: Annotated[
+        list[Path] | None,
+        typer.Option(
+            metavar="PICTURE ...",
+            help="Of the subject; a NAME.txt beside NAME.jpg says what else is in the picture.",
+            show_default=False,
+        ),
+    ] = None,
+    name: Annotated[
+        str | None,
+        typer.Option(help="What the subject is called, such as `my dog`.", show_default=False),
+    ] = None,
+    output: Annotated[
+        Path | None,
+        typer.Option("-o", "--output", help="The run of a subject.", show_default=False),
+    ] = None,
     print_config: Annotated[
         bool, typer.Option("--print-config", help="Print the configuration as YAML; train nothing.")
     ] = False,
@@ -78,14 +96,27 @@ def train(
       kosmosg train nano-stage3 optim.lr=3e-4 steps=500 --workspace runs/try
 
       kosmosg train nano-stage3 --print-config > my.yaml; kosmosg train my.yaml
+
+      kosmosg train subject --pictures 1.jpg 2.jpg 3.jpg --name "my dog" init=DIR -o runs/dog
     """
     from kosmosg import config as configuration
 
     words = [*(changes or []), *([] if device is None else [f"device={device}"])]
+    if recipe == subject.RECIPE:
+        return subject.tune(
+            words,
+            pictures=pictures or (),
+            name=name,
+            output=output,
+            resume=resume,
+            print_config=print_config,
+        )
+    if pictures or name or output:
+        raise ConfigError("--pictures, --name and --output are for kosmosg train subject")
     configs = [_changed(config, words, scale) for config in _find(recipe)]
     if print_config:
         print("\n---\n".join(configuration.to_yaml(config).rstrip() for config in configs))
-        return
+        return None
 
     from kosmosg.toyworld import workspace as meeting
 

@@ -73,7 +73,7 @@ class ImageDecoder(nn.Module):
         generator: torch.Generator | list[torch.Generator] | None = None,
     ) -> Latents:
         """Return scaled latents, sampled with `generator` (a list: one a picture)."""
-        distribution = self.vae.encode(target_images, return_dict=False)[0]
+        distribution = self.vae.encode(target_images.to(self.vae.dtype), return_dict=False)[0]
         sample = distribution.sample(generator)  # pyright: ignore[reportArgumentType] -- or a list
         return sample * self.vae.config["scaling_factor"]
 
@@ -96,4 +96,7 @@ class ImageDecoder(nn.Module):
         prompt_embeds: Float[Tensor, "batch queries embed"],
     ) -> Latents:
         """Return the U-Net's guess of the noise; the prompt embeds receive its gradient."""
-        return self.unet(noisy_latents, timesteps, prompt_embeds, return_dict=False)[0]
+        dtype = self.unet.dtype  # frozen, it may be bfloat16 beside a model in float32
+        return self.unet(
+            noisy_latents.to(dtype), timesteps, prompt_embeds.to(dtype), return_dict=False
+        )[0]

@@ -13,6 +13,7 @@ from typing import Any
 from kosmosg.errors import ConfigError
 
 CONFIG_NAME = "config.json"
+SHARDS_NAME = "shards"  # of a user's folder, made before the run begins
 
 # What a resumed run may change: none of these changes the weights that come out.
 FREE_FIELDS = frozenset(
@@ -50,7 +51,7 @@ def open_run_dir(run_dir: Path, config: Mapping[str, Any], *, resume: bool) -> I
 
 def _require_empty(run_dir: Path) -> None:
     others = {path.name for path in run_dir.iterdir()} - {".lock"}
-    if others - {CONFIG_NAME}:  # that alone is of a run that ended before its first step
+    if others - {CONFIG_NAME, SHARDS_NAME}:  # those are there before the first step
         raise ConfigError(
             f"run_dir {run_dir} already holds {min(others)!r}; add --resume to continue that"
             " run, remove it, or choose an empty directory"
