@@ -41,7 +41,7 @@ def tune(
     prepare_libraries()
     from kosmosg.train import subject
 
-    config = _changed(subject.subject(), [word for word in words if "=" in word])
+    config = configured([word for word in words if "=" in word])
     given = [*map(str, pictures), *(word for word in words if "=" not in word)]
     config = replace(config, pictures=(*config.pictures, *given))
     config = config if name is None else replace(config, name=name)
@@ -53,10 +53,16 @@ def tune(
     print(subject.tune(config, output, resume=resume))
 
 
-def _changed(config: "SubjectConfig", changes: Sequence[str]) -> "SubjectConfig":
-    """Return the configuration with the changes applied; a path may leave out `train.`."""
-    from kosmosg import config as configuration
+def configured(changes: Sequence[str]) -> "SubjectConfig":
+    """Return the recipe with changes applied; a path may leave out `train.`.
 
+    Raises:
+        ConfigError: If a path or value is wrong.
+    """
+    from kosmosg import config as configuration
+    from kosmosg.train import subject
+
+    config = subject.subject()
     outer = {field.name for field in fields(config)}
     inner = {field.name for field in fields(config.train)}
     for change in changes:

@@ -103,7 +103,7 @@ def train(
 
     words = [*(changes or []), *([] if device is None else [f"device={device}"])]
     if recipe == subject.RECIPE:
-        return subject.tune(
+        subject.tune(
             words,
             pictures=pictures or (),
             name=name,
@@ -111,12 +111,13 @@ def train(
             resume=resume,
             print_config=print_config,
         )
+        return
     if pictures or name or output:
         raise ConfigError("--pictures, --name and --output are for kosmosg train subject")
     configs = [_changed(config, words, scale) for config in _find(recipe)]
     if print_config:
         print("\n---\n".join(configuration.to_yaml(config).rstrip() for config in configs))
-        return None
+        return
 
     from kosmosg.toyworld import workspace as meeting
 

@@ -122,7 +122,7 @@ def make_stage(config: StageConfig, parts: Parts) -> Stage:
             decoder = _need(parts.image_decoder, "image_decoder", config)
             return InstructStage(
                 **common,
-                target_size=_target_size(decoder),
+                target_size=target_size(decoder),
                 image_decoder=decoder,
                 condition_drop=config.condition_drop,
                 min_snr_gamma=config.min_snr_gamma,
@@ -135,7 +135,7 @@ def _need(part: Any, name: str, config: StageConfig) -> Any:  # noqa: ANN401 - p
     return part
 
 
-def _target_size(decoder: ImageDecoder) -> int:
+def target_size(decoder: ImageDecoder) -> int:
     """Return the side of the pictures whose latents the U-Net was made for."""
     factor = 2 ** (len(decoder.vae.config["block_out_channels"]) - 1)
     return decoder.unet.config["sample_size"] * factor

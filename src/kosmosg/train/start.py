@@ -9,13 +9,13 @@ from typing import Any, Literal
 import torch
 from safetensors import SafetensorError
 
-from kosmosg import release
+from kosmosg import config, release
 from kosmosg.convert import writing
 from kosmosg.data.converted import with_shards
 from kosmosg.data.sources import DataConfig, RowSizes, open_stream
 from kosmosg.errors import CheckpointError, ConfigError
 from kosmosg.model.alignernet import AlignerNet
-from kosmosg.model.image_decoder import ImageDecoder
+from kosmosg.model.image_decoder import ImageDecoder, scheduler
 from kosmosg.model.kosmosg import KosmosG
 from kosmosg.model.mllm import MLLM
 from kosmosg.tokenizer import DICTIONARY_FILE, Tokenizer
@@ -27,7 +27,7 @@ from kosmosg.train.loading import (
     load_vision,
     with_reconstruction,
 )
-from kosmosg.train.run import Parts, StageConfig
+from kosmosg.train.run import Parts, StageConfig, target_size
 from kosmosg.train.rundir import SHARDS_NAME
 from kosmosg.train.stage1_language import LanguageConfig
 from kosmosg.train.stage2_align import AlignConfig
@@ -237,31 +237,35 @@ def frozen_type(model: ModelConfig) -> torch.dtype:
 # ------------------------------------------------------------------------------- what is left
 
 
-def export(model: MLLM | KosmosG, tokenizer: Tokenizer, out: Path, *, init: Path | None) -> None:
-    """Write what a stage has made as a directory that `init`, and `generate --model`, take.
+def export(parts: Parts, out: Path, *, init: Path | None) -> None:
+    """Write what a stage has made as a directory that `init` takes, and `generate --model` too.
 
-    What did not learn is copied from `init`, and what that has beside a model (a card, sums) is
-    left behind. Trained parts are float32, as they were trained.
+    What did not learn is copied from `init`; what else lies there (a card, sums) stays behind.
+    Trained parts are float32, as they were trained. After stages 1 and 2 of a new model there is
+    no image decoder to generate with yet.
 
     Args:
-        model: As the run left it.
-        tokenizer: The model's.
+        parts: What `start` returned, after the run.
         out: The directory; one that exists gets these parts in place of its own.
         init: What the run started from.
 
     Raises:
         CheckpointError: If it cannot be written.
     """
-    parts = {"mllm": model.mllm, "aligner": model.aligner} if isinstance(model, KosmosG) else {}
-    parts = parts or {"mllm": model}
+    model, decoder = parts.model, parts.image_decoder
+    trained: dict[str, Any] = {"mllm": model}
+    if isinstance(model, KosmosG):
+        trained = {"mllm": model.mllm, "aligner": model.aligner}
     source = None if init is None else release.find(str(init))
     try:
         with release.replacing(out) as made:
-            tokenizer.save_pretrained(made / "tokenizer")
-            for name, part in parts.items():
+            parts.tokenizer.save_pretrained(made / "tokenizer")
+            for name, part in trained.items():
                 part.save_pretrained(made / name)
             if source is not None:
-                _copy_rest(source, made, skip=set(parts))
+                _copy_rest(source, made, skip=trained.keys())
+            if decoder is not None and not (made / "unet").is_dir():
+                _save_decoder(decoder, made)
             writing.write_sums(made)
     except (OSError, SafetensorError) as error:
         raise CheckpointError(
@@ -277,3 +281,15 @@ def _copy_rest(source: Path, made: Path, *, skip: Set[str]) -> None:
     for name in (release.GENERATION_FILE, release.INDEX_FILE):
         if (source / name).is_file():
             shutil.copyfile(source / name, made / name)
+
+
+def _save_decoder(decoder: ImageDecoder, made: Path) -> None:
+    """Write what makes the directory a pipeline: U-Net, VAE, sampler and its defaults."""
+    decoder.unet.save_pretrained(made / "unet")
+    decoder.vae.save_pretrained(made / "vae")
+    shutil.rmtree(made / "scheduler", ignore_errors=True)
+    scheduler("dpms").save_pretrained(made / "scheduler")
+    side = target_size(decoder)
+    defaults = release.GenerationConfig(height=side, width=side)
+    config.save(defaults, made / release.GENERATION_FILE)
+    writing.write_index(made)

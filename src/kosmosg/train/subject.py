@@ -15,6 +15,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
+import torch
 from PIL import Image, ImageOps
 
 from kosmosg import adapter, hashes, release
@@ -48,10 +49,10 @@ class SubjectConfig:
     """One subject's tuning.
 
     `init` is a model's directory, or `nano`; `pictures` are files, of which each may have its words
-    in a .txt of the same name. `name` stands before the picture in half of the prompts, as the words of an entity do in stage
-    3; empty is no words at all. `templates` have `{}` where the subject stands; they are for
-    pictures without a caption. `prior` are pictures of other things with captions, such as stage
-    3's own records, of which `prior_weight` come on each prompt of the subject.
+    in a .txt of the same name. `name` stands before the picture in half of the prompts, as the
+    words of an entity do in stage 3; empty is no words at all. `templates` have `{}` where the
+    subject stands; they are for pictures without a caption. `prior` are records of
+    other things, such as stage 3's own; `prior_weight` of them come on each prompt of the subject.
     """
 
     init: str = "nano"
