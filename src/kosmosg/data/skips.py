@@ -1,10 +1,30 @@
 """Records left out: counted by reason, the first of each reason named, too many refused."""
 
+import mmap
 from collections import Counter
 
 from kosmosg.errors import DataError
 
 NAMED = 5
+
+
+class Place:
+    """Which record is being read, in memory that a forked process shares: for when it hangs."""
+
+    SIZE = 512
+
+    def __init__(self) -> None:
+        self._memory = mmap.mmap(-1, self.SIZE)
+
+    def note(self, what: str) -> None:
+        """Say what is being read from now on."""
+        data = what.encode()[-self.SIZE + 2 :]
+        self._memory[: 2 + len(data)] = len(data).to_bytes(2, "little") + data
+
+    def __str__(self) -> str:
+        """Return what was said last, or that nothing was."""
+        size = int.from_bytes(self._memory[:2], "little")
+        return self._memory[2 : 2 + size].decode(errors="replace") or "none that has a name"
 
 
 class Skips:
@@ -22,6 +42,7 @@ class Skips:
         self.named: dict[str, list[str]] = {}
         self.dropped: Counter[str] = Counter()
         self.noted: Counter[str] = Counter()
+        self.place: Place | None = None
         self._limit = limit
         self._least = least
 
@@ -29,6 +50,11 @@ class Skips:
     def num_skipped(self) -> int:
         """Return how many were left out."""
         return self.reasons.total()
+
+    def reading(self, what: str) -> None:
+        """Note which record is being read, where somebody wants to know."""
+        if self.place is not None:
+            self.place.note(what)
 
     def keep(self, count: int = 1) -> None:
         """Count records that were used."""

@@ -9,7 +9,8 @@ from typing import Any
 import torch
 
 from kosmosg.data.mixture import CountingStream, Stream, read_slice
-from kosmosg.data.skips import Skips
+from kosmosg.data.skips import Place, Skips
+from kosmosg.errors import DataError
 from kosmosg.train.stage import Stage
 
 
@@ -80,13 +81,19 @@ def to_device(batch: Any, device: torch.device) -> Any:  # noqa: ANN401 - each s
 class Prefetch:
     """Iterates over the steps' micro-batches, prepared `depth` steps ahead in a thread.
 
-    An exception raised while preparing a step is raised to whoever asks for that step.
+    An exception raised while preparing a step is raised to whoever asks for that step, and so is
+    one step's taking more than `timeout_s`.
     """
 
-    def __init__(self, plan: Plan, *, depth: int = 2) -> None:
+    def __init__(self, plan: Plan, *, timeout_s: float | None, depth: int = 2) -> None:
         self._queue: queue.Queue[list[MicroBatch] | BaseException] = queue.Queue(depth)
         self._stopping = threading.Event()
         self._steps = plan.steps
+        self._timeout_s = timeout_s
+        self._place = Place()
+        self._hangs = False
+        if plan.skips is not None:
+            plan.skips.place = self._place
 
         def prepare(step: int) -> list[MicroBatch] | BaseException:
             try:
@@ -111,12 +118,28 @@ class Prefetch:
 
     def __iter__(self) -> Iterator[tuple[int, list[MicroBatch]]]:
         for step in self._steps:
-            prepared = self._queue.get()
+            try:
+                prepared = self._queue.get(timeout=self._timeout_s)
+            except queue.Empty:
+                self._hangs = True
+                raise too_slow(
+                    f"step {step}", "the thread that reads ahead", self._place, self._timeout_s
+                ) from None
             if isinstance(prepared, BaseException):
                 raise prepared
             yield step, prepared
 
     def close(self) -> None:
-        """Stop the thread and wait for it."""
+        """Stop the thread and wait for it, unless it hangs: then it ends with the process."""
         self._stopping.set()
-        self._thread.join()
+        if not self._hangs:
+            self._thread.join()
+
+
+def too_slow(what: str, who: str, place: Place, timeout_s: float | None) -> DataError:
+    """Return the error that names who hangs, and where."""
+    return DataError(
+        f"{what}: nothing from {who} for {timeout_s} s; the last record that it began to read:"
+        f" {place}; look at that record and its disk, or give a larger data_timeout_s",
+        reason="too slow",
+    )

@@ -14,11 +14,13 @@ from kosmosg.errors import ConfigError
 
 CONFIG_NAME = "config.json"
 
-# What a resumed run may change: none of these changes the weights that come out.
+# What a resumed run may change: but for rounding, none of these changes the weights that come out.
+# `on_bad_loss` does, from where the run goes on: changing it is what the error advises.
 FREE_FIELDS = frozenset(
     {
         *("device", "checkpoint_s", "keep_checkpoints", "log_every", "samples_every"),
-        *("validate_every", "workers", "max_skipped"),
+        *("validate_every", "workers", "max_skipped", "keep_every", "data_timeout_s"),
+        *("on_bad_loss", "recompute", "compiled", "shard_ranks", "frozen_parts"),
     }
 )
 
