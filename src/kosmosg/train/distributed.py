@@ -4,11 +4,11 @@ Model files stay single-device code. What is here changes nothing in one process
 started by torchrun.
 """
 
+import atexit
 import functools
 import hashlib
 import os
-from collections.abc import Collection, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Any, Literal, cast
@@ -91,8 +91,7 @@ def is_first() -> bool:
     return int(os.environ.get("RANK", "0")) == 0
 
 
-@contextmanager
-def joined(device: str, *, shard_ranks: int | None) -> Iterator[Ranks]:
+def join(device: str, *, shard_ranks: int | None) -> Ranks:
     """Be one of the processes that torchrun started; without torchrun, the only one.
 
     Args:
@@ -106,8 +105,7 @@ def joined(device: str, *, shard_ranks: int | None) -> Iterator[Ranks]:
     kind = _kind(device)
     num_ranks = int(os.environ.get("WORLD_SIZE", "1"))
     if num_ranks == 1:
-        yield Ranks(torch.device(kind))
-        return
+        return Ranks(torch.device(kind))
     shard_ranks = num_ranks if shard_ranks is None else shard_ranks
     if not 0 < shard_ranks <= num_ranks or num_ranks % shard_ranks:
         raise ConfigError(
@@ -118,20 +116,20 @@ def joined(device: str, *, shard_ranks: int | None) -> Iterator[Ranks]:
     if kind == "cuda":
         where = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
         torch.cuda.set_device(where)
-    backend = "cpu:gloo,cuda:nccl" if kind == "cuda" else "gloo"
-    dist.init_process_group(backend, timeout=PATIENCE)
-    try:
-        shape = (num_ranks // shard_ranks, shard_ranks)
-        yield Ranks(
-            where,
-            rank=dist.get_rank(),
-            num_ranks=num_ranks,
-            mesh=init_device_mesh(kind, shape, mesh_dim_names=("replicate", "shard")),
-            # A thread's messages must not mix with the loop's.
-            writers=dist.new_group(backend="gloo", timeout=PATIENCE),
-        )
-    finally:
-        dist.destroy_process_group()
+    if not dist.is_initialized():
+        backend = "cpu:gloo,cuda:nccl" if kind == "cuda" else "gloo"
+        dist.init_process_group(backend, timeout=PATIENCE)
+        # Not after each run: torchrun's store would hand a second group the first one's addresses.
+        atexit.register(dist.destroy_process_group)
+    shape = (num_ranks // shard_ranks, shard_ranks)
+    return Ranks(
+        where,
+        rank=dist.get_rank(),
+        num_ranks=num_ranks,
+        mesh=init_device_mesh(kind, shape, mesh_dim_names=("replicate", "shard")),
+        # A thread's messages must not mix with the loop's.
+        writers=dist.new_group(backend="gloo", timeout=PATIENCE),
+    )
 
 
 def _kind(name: str) -> str:

@@ -142,10 +142,8 @@ def fit(
     """
     run_dir = Path(run_dir)
     kept = dict(recipe) if recipe is not None else to_dict(config)
+    ranks = distributed.join(config.device, shard_ranks=config.shard_ranks)
     with ExitStack() as held:
-        ranks = held.enter_context(
-            distributed.joined(config.device, shard_ranks=config.shard_ranks)
-        )
         if ranks.is_first:
             held.enter_context(open_run_dir(run_dir, kept, resume=resume))
         held.enter_context(torch.random.fork_rng())
