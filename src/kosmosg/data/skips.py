@@ -51,6 +51,15 @@ class Skips:
         """Return how many were left out."""
         return self.reasons.total()
 
+    def copy(self) -> "Skips":
+        """Return the counts as they stand, while another thread may go on counting."""
+        copied = Skips(limit=self._limit, least=self._least)
+        copied.num_kept = self.num_kept
+        for name in ("reasons", "noted", "dropped"):
+            setattr(copied, name, Counter(dict(getattr(self, name))))
+        copied.named = {reason: list(named) for reason, named in dict(self.named).items()}
+        return copied
+
     def reading(self, what: str) -> None:
         """Note which record is being read, where somebody wants to know."""
         if self.place is not None:

@@ -41,6 +41,7 @@ from kosmosg.toyworld.scenes import sample_scene
 from kosmosg.toyworld.segmenter import GroundedSegmenter, SegmenterStage, build_segmenter
 from kosmosg.toyworld.streams import SceneStream, stage1_stream, stage2_stream, stage3_stream
 from kosmosg.toyworld.vision import GroundedVision, VisionStage
+from kosmosg.train import distributed
 from kosmosg.train.loop import Samples, fit
 from kosmosg.train.run import Parts, RunConfig, run
 from kosmosg.train.stage import Stage
@@ -94,16 +95,19 @@ def train(
     if config.data is not None and isinstance(config.stage, FoundationConfig):
         raise ConfigError(f"part {config.part} draws its own pictures; data is for stages 1 to 3")
     tokenizer = Tokenizer.from_words(words())
-    tokenizer.save_pretrained(model_dir / "tokenizer")
+    if distributed.is_first():
+        tokenizer.save_pretrained(model_dir / "tokenizer")
     torch.manual_seed(config.train.seed)
     if isinstance(config.stage, FoundationConfig):
         made = _train_foundation(config, config.stage, model_dir, run_dir, tokenizer, resume=resume)
     else:
         made = _train_stage(config, model_dir, run_dir, tokenizer, resume=resume)
-    for part, module in made.items():
-        _save(module, model_dir / part)
-    if config.part == "stage3":
-        export(workspace, workspace / "nano")
+    if distributed.is_first():
+        for part, module in made.items():
+            _save(module, model_dir / part)
+        if config.part == "stage3":
+            export(workspace, workspace / "nano")
+    distributed.wait_for_all()  # the next part reads what the first process has written
     return made
 
 

@@ -8,7 +8,7 @@ import atexit
 import functools
 import hashlib
 import os
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Any, Literal, cast
@@ -91,6 +91,12 @@ def is_first() -> bool:
     return int(os.environ.get("RANK", "0")) == 0
 
 
+def wait_for_all() -> None:
+    """Wait until every process is here."""
+    if dist.is_initialized():
+        dist.barrier()
+
+
 def join(device: str, *, shard_ranks: int | None) -> Ranks:
     """Be one of the processes that torchrun started; without torchrun, the only one.
 
@@ -145,7 +151,7 @@ def _kind(name: str) -> str:
 
 def blocks(model: nn.Module) -> list[nn.Module]:
     """Return the layers of M, N and the language model in which something learns."""
-    return [m for m in model.modules() if isinstance(m, MagnetoLayer) and _learns(m)]
+    return _blocks(model, _learns)
 
 
 def recompute_blocks(model: nn.Module) -> None:
@@ -183,18 +189,23 @@ def shard(
         cast_forward_inputs=False,
     )
     whole = MixedPrecisionPolicy(reduce_dtype=torch.float32, cast_forward_inputs=False)
-    kept = set() if frozen == "sharded" else {p for p in model.parameters() if not p.requires_grad}
+    spread = _has_parameters if frozen == "sharded" else _learns
+    kept = {p for p in model.parameters() if not p.requires_grad} if spread is _learns else set()
     mesh = ranks.mesh if ranks.mesh.size(0) > 1 else ranks.mesh["shard"]
-    units = blocks(model)
+    units = _blocks(model, spread)
     for block in units:
         fully_shard(block, mesh=mesh, mp_policy=half, ignored_params=kept)
-    for root in _roots(model):
+    for root in _roots(model, spread):
         if root not in units:
-            # Its parameters stay together until the backward pass is over: `MLLM.logits`, which is
+            # What learns stays together until the backward pass is over: `MLLM.logits`, which is
             # called beside `forward`, finds the embedding there. Registered as a forward method it
             # would reduce the embedding's gradient twice.
             fully_shard(
-                root, mesh=mesh, mp_policy=whole, ignored_params=kept, reshard_after_forward=False
+                root,
+                mesh=mesh,
+                mp_policy=whole,
+                ignored_params=kept,
+                reshard_after_forward=not _learns(root),
             )
             units.append(root)
     for unit in cast(Any, units):
@@ -208,17 +219,25 @@ def _learns(module: nn.Module) -> bool:
     return any(parameter.requires_grad for parameter in module.parameters())
 
 
-def _roots(module: nn.Module) -> list[nn.Module]:
-    """Return the modules that hold what learns outside the blocks, each called as a whole.
+def _has_parameters(module: nn.Module) -> bool:
+    return any(True for _ in module.parameters())
+
+
+def _blocks(model: nn.Module, spread: Callable[[nn.Module], bool]) -> list[nn.Module]:
+    return [m for m in model.modules() if isinstance(m, MagnetoLayer) and spread(m)]
+
+
+def _roots(module: nn.Module, spread: Callable[[nn.Module], bool]) -> list[nn.Module]:
+    """Return the modules that hold what is spread outside the blocks, each called as a whole.
 
     What does nothing but hold stacks of blocks, such as AlignerNet, is not called as a whole.
     """
-    parts = [child for child in module.children() if _learns(child)]
-    own = any(parameter.requires_grad for parameter in module.parameters(recurse=False))
+    parts = [child for child in module.children() if spread(child)]
+    own = any(spread(nn.ParameterList([p])) for p in module.parameters(recurse=False))
     is_stack = [any(isinstance(m, MagnetoLayer) for m in part.modules()) for part in parts]
     if own or not all(is_stack) or isinstance(module, MagnetoLayer):
         return [module]
-    return [root for part in parts for root in _roots(part)]
+    return [root for part in parts for root in _roots(part, spread)]
 
 
 def _require_equal_weights(model: nn.Module, ranks: Ranks) -> None:

@@ -218,8 +218,9 @@ class _Run:
                     recent.append(values)
                 self.step = step + 1
                 if log:
-                    self._tell(log, recent, plan.skips)
+                    log.advance()
                 if self._due(config.log_every):
+                    self._tell(log, recent, plan.skips)
                     recent.clear()
                 if held_out and self._due(config.validate_every):
                     measured = self._validate(held_out)
@@ -234,13 +235,18 @@ class _Run:
                     self.save()
                     saved_at = time.monotonic()
 
-    def _tell(self, log: RunLog, recent: Sequence[dict[str, Tensor]], skips: Skips | None) -> None:
-        log.advance()
-        if self._due(self.config.log_every):
-            if recent:
-                log.write(self.step, _means(recent))
-            if skips is not None:
-                log.write_skips(self.step, skips)
+    def _tell(
+        self, log: RunLog | None, recent: Sequence[dict[str, Tensor]], skips: Skips | None
+    ) -> None:
+        if log and recent:
+            log.write(self.step, _means(recent))
+        if skips is None:
+            return
+        of_all = Skips(limit=1.0)  # each rank judges its own share of the records
+        for one in self.ranks.gathered(skips.copy()):
+            of_all.add(one)
+        if log:
+            log.write_skips(self.step, of_all)
 
     def _asked(self, received: Sequence[int], since_s: float) -> "_Asked":
         """Return what is to be done after this step: the same on each rank, whoever was told."""
