@@ -26,6 +26,7 @@ TESTS = Path(__file__).parents[1]
 def torchrun(jobs: list[dict[str, Any]], *, restarts: int = 0) -> str:
     """Do the jobs in two processes; return what they wrote to stderr."""
     environment = os.environ | {"PYTHONPATH": f"{TESTS}:{TESTS.parent / 'src'}"}
+    environment["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] = "1"
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
     command += ["--nproc-per-node=2", f"--max-restarts={restarts}", "--monitor-interval=0.1"]
     done = subprocess.run(
@@ -33,7 +34,7 @@ def torchrun(jobs: list[dict[str, Any]], *, restarts: int = 0) -> str:
         env=environment,
         stderr=subprocess.PIPE,
         text=True,
-        timeout=300,
+        timeout=150,
         check=False,
     )
     assert done.returncode == 0, done.stderr[-6000:]

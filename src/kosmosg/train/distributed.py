@@ -106,7 +106,8 @@ def join(device: str, *, shard_ranks: int | None) -> Ranks:
             None: all of them.
 
     Raises:
-        ConfigError: If there is no such device, or the ranks cannot be grouped so.
+        ConfigError: If there is no such device, the ranks cannot be grouped so, or torchrun would
+            hang after a restart.
     """
     kind = _kind(device)
     num_ranks = int(os.environ.get("WORLD_SIZE", "1"))
@@ -123,6 +124,7 @@ def join(device: str, *, shard_ranks: int | None) -> Ranks:
         where = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
         torch.cuda.set_device(where)
     if not dist.is_initialized():
+        _require_own_store()
         backend = "cpu:gloo,cuda:nccl" if kind == "cuda" else "gloo"
         dist.init_process_group(backend, timeout=PATIENCE)
         # Not after each run: torchrun's store would hand a second group the first one's addresses.
@@ -136,6 +138,19 @@ def join(device: str, *, shard_ranks: int | None) -> Ranks:
         # A thread's messages must not mix with the loop's.
         writers=dist.new_group(backend="gloo", timeout=PATIENCE),
     )
+
+
+def _require_own_store() -> None:
+    """Refuse what hangs: torchrun's own store still holds the addresses of the attempt that failed.
+
+    Found with torch 2.13; each attempt then waits for processes that are gone.
+    """
+    is_shared = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
+    if is_shared and int(os.environ.get("TORCHELASTIC_MAX_RESTARTS", "0")):
+        raise ConfigError(
+            "torchrun with --max-restarts would hang after a restart: set"
+            " TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 where it is started (scripts/dist does)"
+        )
 
 
 def _kind(name: str) -> str:
