@@ -136,7 +136,7 @@ def join(device: str, *, shard_ranks: int | None) -> Ranks:
         num_ranks=num_ranks,
         mesh=init_device_mesh(kind, shape, mesh_dim_names=("replicate", "shard")),
         # A thread's messages must not mix with the loop's.
-        writers=dist.new_group(backend="gloo", timeout=PATIENCE),
+        writers=cast(Any, dist.new_group(backend="gloo", timeout=PATIENCE)),
     )
 
 

@@ -90,7 +90,7 @@ class Keeper:
                 names = mesh.mesh_dim_names
                 self._cpu_mesh = init_device_mesh("cpu", tuple(mesh.shape), mesh_dim_names=names)
             mesh = self._cpu_mesh
-        part = value.detach().to_local().to("cpu", copy=True)
+        part = value.to_local().detach().to("cpu", copy=True)
         return DTensor.from_local(
             part, mesh, value.placements, shape=value.shape, stride=value.stride()
         )
