@@ -6,6 +6,7 @@ Starting processes costs more than their work, so each start does several jobs, 
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -80,6 +81,13 @@ STAGES: dict[str, dict[str, Any]] = {
 }
 
 
+ONE_BLOCK = {
+    **{"stage": 2, "trainable": ["aligner.encoder.layers.*"]},
+    **{"steps": 1, "global_batch_size": 2, "validation_records": 2},
+}
+COMPILER = shutil.which("g++")
+
+
 @pytest.fixture(scope="module")
 def together(tmp_path_factory) -> Path:
     """The folder of all runs that one start of two processes did."""
@@ -94,6 +102,10 @@ def together(tmp_path_factory) -> Path:
         "full": {"room": 2500, "log_every": 1000, "validate_every": 1000, "checkpoint_s": 0.0},
         "uneven": {"global_batch_size": 5},
         "half": {"precision": "float16"},
+        # In these processes, since the shape checks of tests cannot be compiled.
+        **({"compiled": {**ONE_BLOCK, "compiled": "blocks"}} if COMPILER else {}),
+        # The last, since it ends one process while the other waits for it.
+        "gone": {"faults": [{"mark": "", "number": 0, "ranks": [1], "step": 9}]},
     }
     torchrun([{"run_dir": str(folder / name), **job} for name, job in jobs.items()])
     return folder
@@ -117,6 +129,14 @@ def test_two_processes_lose_as_one_does(together, alone, name):
     for key, value in one.items():
         if not key.endswith("k_proj.bias"):  # its gradient is rounding alone, which Adam enlarges
             torch.testing.assert_close(value, two[key], atol=1e-5, rtol=0, msg=key)
+
+
+@pytest.mark.skipif(not COMPILER, reason="torch.compile needs a C++ compiler")
+def test_compiled_blocks_lose_the_same(together, alone):
+    ranks.train_stage(alone / "compiled", **ONE_BLOCK)
+    for term in ("loss", "grad_norm", "validation_loss"):
+        expected = curve(alone / "compiled", term)
+        assert curve(together / "compiled", term) == pytest.approx(expected, abs=1e-6)
 
 
 def test_one_process_told_to_stop_stops_all_at_one_step(together):
@@ -162,6 +182,12 @@ def test_a_loss_that_is_not_finite_stops_all_or_is_left_out(together, alone):
 def test_a_full_disk_is_one_clear_line_on_each_and_costs_nothing(together):
     for told in ends(together / "full"):
         assert re.search(r"cannot write .*step-\d+: .*File too large.*; make room", told)
+
+
+def test_who_is_left_says_that_another_ended(together):
+    left, gone = ends(together / "gone")
+    assert gone == "this disk is gone"
+    assert left.startswith("rank 0: another process of this run ended, and says why itself")
 
 
 def test_ranks_that_could_not_cut_alike_are_refused(together):

@@ -82,6 +82,8 @@ class Numbers(Regression):
 class Fault:
     """What befalls a run once: a signal at the reading of a step, or while a checkpoint is written.
 
+    Number 0 is no signal but an error of the data.
+
     A mark is left before, since the process that starts anew must not do it again.
     """
 
@@ -108,6 +110,8 @@ class Faulty:
     def batch(self, step, size):
         for fault in self.faults:
             if fault.step is not None and fault.step * 8 <= step * size < fault.step * 8 + 8:
+                if fault.number == 0 and RANK in fault.ranks:
+                    raise DataError("this disk is gone")
                 fault.strike()
         records = self.stream.batch(step, size)
         for record in records:
@@ -180,10 +184,13 @@ def train_net(
     return model
 
 
-def train_stage(run_dir: Path, number: int, **changes: Any) -> torch.nn.Module:
+def train_stage(
+    run_dir: Path, stage: int, trainable: list[str] | None = None, **changes: Any
+) -> torch.nn.Module:
     """Train one of the paper's stages."""
-    model, stage, stream, config = stage_parts(number)
-    fit(model, stage, stream, replace(config, **changes), run_dir, resume=True, validation=stream)
+    model, made, stream, config = stage_parts(stage)
+    made.trainable = made.trainable if trainable is None else tuple(trainable)
+    fit(model, made, stream, replace(config, **changes), run_dir, resume=True, validation=stream)
     return model
 
 
@@ -196,11 +203,7 @@ def main() -> None:
         run_dir = Path(job.pop("run_dir"))
         limits = resource.getrlimit(resource.RLIMIT_FSIZE)
         try:
-            model = (
-                train_stage(run_dir, job.pop("stage"), **job)
-                if "stage" in job
-                else train_net(run_dir, **job)
-            )
+            model = (train_stage if "stage" in job else train_net)(run_dir, **job)
             end = "trained"
             assert not any(isinstance(p, DTensor) for p in model.parameters())
         except KosmosGError as error:

@@ -8,7 +8,8 @@ import atexit
 import functools
 import hashlib
 import os
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Any, Literal, cast
@@ -20,7 +21,7 @@ from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.tensor import DTensor
 from torch.utils.checkpoint import checkpoint as recompute
 
-from kosmosg.errors import ConfigError
+from kosmosg.errors import ConfigError, KosmosGError
 from kosmosg.model.magneto import MagnetoLayer
 
 Precision = Literal["float32", "bfloat16", "float16"]
@@ -89,6 +90,25 @@ class Ranks:
 def is_first() -> bool:
     """Return whether this process is the only one or the first, in a group or after it."""
     return int(os.environ.get("RANK", "0")) == 0
+
+
+@contextmanager
+def parting_named(ranks: Ranks) -> Iterator[None]:
+    """Within, another process's end is an error of ours in one line.
+
+    Raises:
+        KosmosGError: If the connection to another process broke.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        told = str(error)
+        if ranks.num_ranks == 1 or not any(word in told for word in ("gloo", "NCCL", "Connection")):
+            raise
+        raise KosmosGError(
+            f"rank {ranks.rank}: another process of this run ended, and says why itself"
+            f" ({told.splitlines()[0][:200]})"
+        ) from error
 
 
 def wait_for_all() -> None:

@@ -75,7 +75,7 @@ class Keeper:
         """Finish what was begun, whatever ended the run; a failure of that is told, not raised."""
         try:
             self.wait()
-        except CheckpointError as error:
+        except (CheckpointError, RuntimeError) as error:  # the latter where another rank is gone
             sys.stderr.write(f"{error}\n")
         finally:
             self._thread.shutdown()

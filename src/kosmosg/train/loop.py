@@ -10,7 +10,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -138,12 +138,12 @@ def fit(
     Raises:
         ConfigError: If the run directory, the patterns or the configuration do not fit.
         CheckpointError: If the state cannot be written or read.
-        KosmosGError: If the loss is no longer finite.
+        KosmosGError: If the loss is no longer finite, or another process of the run ended.
     """
     run_dir = Path(run_dir)
     kept = dict(recipe) if recipe is not None else to_dict(config)
     ranks = distributed.join(config.device, shard_ranks=config.shard_ranks)
-    with ExitStack() as held:
+    with distributed.parting_named(ranks), ExitStack() as held:
         if ranks.is_first:
             held.enter_context(open_run_dir(run_dir, kept, resume=resume))
         held.enter_context(torch.random.fork_rng())
@@ -176,6 +176,7 @@ class _Run:
         freeze_except(model, stage.trainable)
         _check(model, config, ranks)
         self.frozen_sum = frozen_sum(model)
+        self.home = next(model.parameters()).device
         self.model = _prepared(model, config, ranks)
         self.named = {n: p for n, p in self.model.named_parameters() if p.requires_grad}
         self.optimizer = make_optimizer(config.optim, self.named.values())
@@ -328,7 +329,8 @@ class _Run:
         path = self.run_dir / f"bad-step-{step:08d}.json"
         if self.ranks.is_first:
             story = {"step": step, "loss": str(loss), "grad_norm": str(norm), "records": keys}
-            path.write_text(json.dumps(story, indent=1, ensure_ascii=False) + "\n", "utf-8")
+            with suppress(OSError):  # on a full disk the error below still names some
+                path.write_text(json.dumps(story, indent=1, ensure_ascii=False) + "\n", "utf-8")
         self.bad_in_a_row += 1
         often = self.bad_in_a_row > MAX_BAD_IN_A_ROW
         if self.config.on_bad_loss == "skip" and not often:
@@ -377,8 +379,10 @@ class _Run:
             self._hand_back()
             if self.ranks.is_first:
                 directory.mkdir(exist_ok=True)
-                picture = samples(self.given.eval(), self.step)
+                picture = samples(self.given.to(self.device).eval(), self.step)
                 picture.save(directory / f"step-{self.step:08d}.png")
+            if self.given is not self.model:
+                self.given.to(self.home)
 
     def _hand_back(self) -> None:
         """Put the present weights into the caller's model, whole."""
