@@ -110,7 +110,8 @@ class Skips:
         for reason, messages in other.named.items():
             self._name(reason, messages)
         if other.reasons:
-            last = [message for reason in other.reasons for message in other.named[reason]][-1]
+            # A copy of what a thread counts may have a reason before its first name.
+            last = [m for reason in other.reasons for m in other.named.get(reason) or [reason]][-1]
             self._check(DataError(last))
 
     def _name(self, reason: str, messages: list[str]) -> None:
