@@ -190,6 +190,12 @@ def test_who_is_left_says_that_another_ended(together):
     assert left.startswith("rank 0: another process of this run ended, and says why itself")
 
 
+def test_what_only_one_rank_knows_is_logged_too(together):
+    for rank in (0, 1):
+        shares = curve(together / "half", f"metric_of_rank_{rank}")
+        assert shares == [0.5] * ranks.STEPS
+
+
 def test_ranks_that_could_not_cut_alike_are_refused(together):
     assert "global_batch_size = 5 in pieces of 2 gives 2 processes" in ends(together / "uneven")[0]
 

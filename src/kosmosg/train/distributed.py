@@ -69,14 +69,20 @@ class Ranks:
         """
         if self.num_ranks == 1:
             return dict(values)
-        is_new = float(any(name not in self._names for name in values))
-        given = [float(values.get(name, 0.0)) for name in self._names]
-        (num_new, *sums) = self.total(is_new, *given)
+        known = list(self._names)
+        is_new = any(name not in known for name in values)
+        num_new, *sums = self.total(
+            is_new,
+            *(float(values.get(name, 0.0)) for name in known),
+            *(name in values for name in known),
+        )
         if num_new:
             for names in self.gathered(list(values)):
                 self._names.extend(name for name in names if name not in self._names)
             return self.totals(values)
-        return {name: torch.tensor(s) for name, s in zip(self._names, sums, strict=True)}
+        counts = sums[len(known) :]
+        summed = zip(known, sums, counts, strict=False)
+        return {name: torch.tensor(total) for name, total, count in summed if count}
 
     def gathered(self, value: object) -> list[Any]:
         """Return what each rank has, in their order."""
