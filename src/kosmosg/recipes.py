@@ -173,8 +173,8 @@ def stage3_as_released() -> Recipe:
 def ablation_e2e() -> Recipe:
     """End to end: no stage 2, the diffusion loss on captions teaches a new AlignerNet.
 
-    kosmosg train ablation-e2e init=DIR model.base=DIR; 64 A100-80GB: 8 hours, a third of stage 3's
-    steps, which are the GPU days of the paper's stage 2 (one day for it, three for stage 3). Expect
+    kosmosg train ablation-e2e init=DIR model.base=DIR; 64 A100-80GB: 7.1 hours. It has a third of
+    stage 3's steps: the GPU days of the paper's stage 2 (one day for it, three for stage 3). Expect
     FID 11.30.
 
     Source:
@@ -189,7 +189,7 @@ def ablation_e2e() -> Recipe:
 def ablation_e2e_without_aligner() -> Recipe:
     """The same without AlignerNet: one linear map from each position to the U-Net.
 
-    kosmosg train ablation-e2e-without-aligner init=DIR model.base=DIR; 64 A100-80GB: 8 hours.
+    kosmosg train ablation-e2e-without-aligner init=DIR model.base=DIR; 64 A100-80GB: 7 hours.
     Expect it to fail, as in the paper: no picture that means anything.
 
     Source:

@@ -62,8 +62,8 @@ def train(
         int,
         typer.Option(
             min=1,
-            help="2 and more train a finished part of nano further: new optimiser, new records, from the "
-            "weights in the workspace.",
+            help="2 and more train a finished part of nano further: new optimiser, new records, "
+            "from the weights in the workspace.",
         ),
     ] = 1,
     scale: Annotated[

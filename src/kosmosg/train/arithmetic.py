@@ -28,12 +28,12 @@ class Gpu:
 
 
 GPUS: Mapping[str, Gpu] = {
-    "V100-32GB": Gpu(memory_gib=32, bfloat16=125e12, float32=15.7e12),  # of float16: no bfloat16
-    "A100-40GB": Gpu(memory_gib=40, bfloat16=312e12, float32=19.5e12),
-    "A100-80GB": Gpu(memory_gib=80, bfloat16=312e12, float32=19.5e12),
-    "H100": Gpu(memory_gib=80, bfloat16=989e12, float32=67e12),
-    "H200": Gpu(memory_gib=141, bfloat16=989e12, float32=67e12),
-    "RTX4090": Gpu(memory_gib=24, bfloat16=165e12, float32=82.6e12),
+    "V100-32GB": Gpu(memory_gib=32.0, bfloat16=125e12, float32=15.7e12),  # of float16: no bfloat16
+    "A100-40GB": Gpu(memory_gib=40.0, bfloat16=312e12, float32=19.5e12),
+    "A100-80GB": Gpu(memory_gib=80.0, bfloat16=312e12, float32=19.5e12),
+    "H100": Gpu(memory_gib=80.0, bfloat16=989e12, float32=67e12),
+    "H200": Gpu(memory_gib=141.0, bfloat16=989e12, float32=67e12),
+    "RTX4090": Gpu(memory_gib=24.0, bfloat16=165e12, float32=82.6e12),
 }
 
 

@@ -47,12 +47,12 @@ class Record:
 # 18 pieces and in pages (bench/packing.py). Stage 2: 20 pieces. Stage 3: examples of 20 pieces and
 # two pictures, edits of 18 and one.
 RECORDS: Mapping[str, Record] = {
-    "text": Record(positions=2048, pictures=0),
-    "pairs": Record(positions=2048, pictures=24),
-    "interleaved": Record(positions=2048, pictures=10),
-    "captions": Record(positions=21, pictures=0),
-    "constructed": Record(positions=153, pictures=2),
-    "edits": Record(positions=85, pictures=1),
+    "text": Record(positions=2048, pictures=0.0),
+    "pairs": Record(positions=2048, pictures=24.0),
+    "interleaved": Record(positions=2048, pictures=10.0),
+    "captions": Record(positions=21, pictures=0.0),
+    "constructed": Record(positions=153, pictures=2.0),
+    "edits": Record(positions=85, pictures=1.0),
 }
 # What a source of another name is taken to hold.
 USUAL = {
@@ -168,8 +168,8 @@ class StageShapes:
         total = self._pictures(pictures) if pictures else self._zeros(1).sum()
         match self.stage:
             case LanguageConfig():
-                # A picture's slots and its last bracket's neighbour are not predicted.
-                inside = pictures * (1 + self.mllm.config["num_latents"])
+                # All but pictures, brackets included, is words: each predicted, and `</s>`.
+                inside = pictures * (2 + self.mllm.config["num_latents"])
                 predicted = hidden_states.flatten(0, 1)[: count * record.positions - inside]
                 logits = self.mllm.logits(predicted).float()
                 labels = torch.zeros(len(logits), dtype=torch.long, device="meta")
