@@ -98,9 +98,7 @@ def test_stage_1_by_hand() -> None:
     width, layers = config["hidden_size"], config["num_hidden_layers"]
     train = train_config(global_batch_size=8, micro_batch=4, ema=EmaConfig(decay=0.9))
     stage = LanguageConfig(trainable=("layers.*", "layer_norm.*", "embed_tokens.*"))
-    counted = need(
-        stage, train, toy_sizes(toy), record=Record(positions=10, pictures=0.0), gpus=1
-    )
+    counted = need(stage, train, toy_sizes(toy), record=Record(positions=10, pictures=0.0), gpus=1)
     per_token = layers * (4 * width**2 + 2 * width * config["intermediate_size"])
     per_token += width * config["vocab_size"]
     attention = layers * 2 * 10 * width  # two products over ten keys
@@ -130,9 +128,7 @@ def test_what_learns_is_shared_out_and_computed_in_half() -> None:
     toy = toys()
     record = Record(positions=10, pictures=1.0)
     train = train_config(global_batch_size=8, micro_batch=4, ema=None, precision="bfloat16")
-    one, two = (
-        need(INSTRUCT, train, toy_sizes(toy), record=record, gpus=gpus) for gpus in (1, 2)
-    )
+    one, two = (need(INSTRUCT, train, toy_sizes(toy), record=record, gpus=gpus) for gpus in (1, 2))
     learns = sum(part.learns for part in one.parts)
     frozen = sum(part.frozen for part in one.parts)
     assert [part.name for part in one.parts if not part.learns] == ["U-Net", "VAE"]
