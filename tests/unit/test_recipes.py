@@ -17,6 +17,7 @@ from kosmosg.model.alignernet import AlignerNet
 from kosmosg.model.kosmosg import KosmosG
 from kosmosg.model.mllm import MLLM
 from kosmosg.recipes import RECIPES, Recipe
+from kosmosg.toyworld import nano
 from kosmosg.train import arithmetic, readiness, shapes, start
 from kosmosg.train.optim import learning_rate
 from kosmosg.train.run import Parts
@@ -202,17 +203,20 @@ def test_the_layers_of_table_2_are_those_of_both_stacks() -> None:
 
 
 @functools.cache
-def hours(name: str) -> float:
+def needed(name: str) -> arithmetic.Need:
     recipe = RECIPES[name]()
-    needed = arithmetic.need(
+    return arithmetic.need(
         recipe.stage,
         recipe.train,
         readiness.sizes(init=None, model=dataclasses.replace(recipe.model, base=None)),
         record=shapes.mean_record(recipe.stage, recipe.data),
         gpus=64,
     )
-    told = {"gpus": 64, "kind": "A100-80GB", "utilisation": 0.4, "checkpointing": False}
-    return needed.hours(recipe.train, **told)
+
+
+def hours(name: str, *, checkpointing: bool = False) -> float:
+    told = {"gpus": 64, "kind": "A100-80GB", "utilisation": 0.4, "checkpointing": checkpointing}
+    return needed(name).hours(RECIPES[name]().train, **told)
 
 
 ALIKE = {
@@ -230,6 +234,37 @@ def test_a_docstring_holds_command_hardware_hours_and_the_number_to_expect(name:
     found = re.search(r"64 A100-80GB: ([\d.]+) hours", said)
     assert found is not None
     assert float(found[1]) == pytest.approx(hours(ALIKE.get(name, name)), rel=0.03)
+
+
+@pytest.mark.parametrize("name", ["stage1", "stage2", "stage3"])
+def test_the_page_has_what_a_dry_run_says(name: str, repository: Path) -> None:
+    page = (repository / "docs/training.md").read_text(encoding="utf-8")
+    need, gib = needed(name), arithmetic.GIB
+    kept, again = (need.total_bytes(checkpointing=value) / gib for value in (False, True))
+    learns, frozen = (sum(getattr(part, f) for part in need.parts) for f in ("learns", "frozen"))
+    row = (
+        f"| `{name}` | {learns:,} | {frozen:,} | {need.flops / 1e15:.2f} | {hours(name):.3g} |"
+        f" {kept:.1f} | {again:.1f} GiB, {hours(name, checkpointing=True):.3g} hours |"
+    )
+    assert row.replace("| 0.", "| .") in page
+
+
+@pytest.mark.parametrize(
+    ("topic", "value"),
+    [
+        ("Steps", lambda train: f"{train.steps:,}"),
+        ("Records a step", lambda train: f"{train.global_batch_size:,}"),
+        ("Peak rate", lambda train: f"{train.optim.lr:.1e}"),
+    ],
+)
+def test_the_table_of_differences_has_our_numbers(topic, value, repository: Path) -> None:
+    page = (repository / "docs/training.md").read_text(encoding="utf-8")
+    (row,) = [line for line in page.splitlines() if line.startswith(f"| {topic} |")]
+    *_, ours, small, _ = (cell.strip().replace(" rows of 2,048", "") for cell in row.split("|"))
+    stages = ("stage1", "stage2", "stage3")
+    for cell, made in ((ours, RECIPES), (small, nano.RECIPES)):
+        told = [f"{float(x):.1e}" if topic == "Peak rate" else x for x in cell.split(" · ")]
+        assert told == [value(made[name]().train) for name in stages]
 
 
 @pytest.mark.parametrize("name", RECIPES)

@@ -132,7 +132,7 @@ def test_scale_shortens_the_run_and_its_warmup(run):
     [
         (["nano-stge3"], "no recipe 'nano-stge3'; did you mean nano-stage3?"),
         (["dreambooth"], "no recipe 'dreambooth'; the recipes are stage1, stage2, stage3"),
-        (["stage2-as-relased"], "did you mean stage2-as-released?"),
+        (["stage2-as-release"], "did you mean stage2-as-released?"),
         (["stage3", "--leg", "2"], "--leg is nano's; stage3 has no use for it"),
         (["stage3", "--scale", "0.1"], "--scale is nano's"),
         (["stage3", "--workspace", "w"], "--workspace is nano's"),
