@@ -62,7 +62,7 @@ def test_steps_batches_and_rates_are_appendix_a(
 def test_totals_are_those_that_the_paper_tells() -> None:
     one, two, three = (recipes.stage1(), recipes.stage2(), recipes.stage3())
     assert one.data.row == SEQ_LEN == 2048
-    tokens = one.train.global_batch_size * one.data.row
+    tokens = one.train.global_batch_size * SEQ_LEN
     assert tokens == pytest.approx(1.2e6, rel=0.01)
     assert tokens * one.train.steps == pytest.approx(360e9, rel=0.01)
     weights = {name: source.weight for name, source in one.data.sources.items()}

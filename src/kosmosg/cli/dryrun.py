@@ -23,7 +23,7 @@ def tables(recipe: "Recipe", *, gpus: int, kind: str, utilisation: float) -> str
     record = mean_record(recipe.stage, recipe.data)
     found = sizes(init=recipe.init, model=recipe.model)
     needed = need(recipe.stage, recipe.train, found, record=record, gpus=gpus)
-    parts = [
+    parts: list[tuple[str, ...]] = [
         ("model", "learns", "frozen"),
         *((part.name, f"{part.learns:,}", f"{part.frozen:,}") for part in needed.parts),
         ("all", *(f"{sum(column):,}" for column in _columns(needed))),
@@ -43,7 +43,9 @@ def _columns(needed: "Need") -> tuple[list[int], list[int]]:
 def _memory(recipe: "Recipe", needed: "Need", *, gpus: int, kind: str) -> list[tuple[str, ...]]:
     from kosmosg.train.arithmetic import GIB, GPUS
 
-    rows = [(f"GiB on each of {gpus} {kind}", "activations kept", "recomputed")]
+    rows: list[tuple[str, ...]] = [
+        (f"GiB on each of {gpus} {kind}", "activations kept", "recomputed")
+    ]
     for name, size in needed.memory.items():
         again = needed.checkpointed_bytes if name == "activations" else size
         rows.append((name, _gib(size), _gib(again)))

@@ -106,8 +106,8 @@ class StageShapes:
             self.mllm = MLLM(**sizes.mllm)
             self.aligner = None if kind == "language" else AlignerNet(**arguments)
             instructs = isinstance(stage, InstructConfig)
-            self.unet = UNet2DConditionModel.from_config(sizes.unet) if instructs else None
-            self.vae = AutoencoderKL.from_config(sizes.vae) if instructs else None
+            self.unet = _made(UNet2DConditionModel, sizes.unet) if instructs else None
+            self.vae = _made(AutoencoderKL, sizes.vae) if instructs else None
             aligns = kind in {"align", "align_pictures"}
             text = CLIPTextModel(CLIPTextConfig(**sizes.text_encoder)) if aligns else None
         self.text_encoder = text
@@ -224,3 +224,7 @@ class StageShapes:
 
 def _count(module: nn.Module, *, learns: bool) -> int:
     return sum(p.numel() for p in module.parameters() if p.requires_grad == learns)
+
+
+def _made(cls: Any, config: Mapping[str, Any]) -> Any:  # noqa: ANN401 - diffusers says a tuple too
+    return cls.from_config(dict(config))

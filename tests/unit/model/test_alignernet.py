@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from kosmosg.errors import ConfigError, PromptError
-from kosmosg.model.alignernet import AlignerNet
+from kosmosg.model.alignernet import AlignerEncoder, AlignerNet
 from kosmosg.model.kosmosg import KosmosG
 from toys.parts import batch_of, tiny_aligner, tiny_mllm
 
@@ -167,6 +167,7 @@ def test_initial_gammas_of_the_four_stacks() -> None:
         with_reconstruction=True,
     )
     assert aligner.decoder is not None
+    assert isinstance(aligner.encoder, AlignerEncoder)
     memory = math.sqrt(math.log(3 * 4) * math.log(2 * 4) / 3)
     reading, plain = math.sqrt(math.log(3 * 4)), math.sqrt(math.log(2 * 4))
     for layers, gamma in (
