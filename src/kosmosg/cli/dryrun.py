@@ -84,13 +84,24 @@ def _work(
     return [
         ("the run", "activations kept", "recomputed"),
         ("PFLOP a step", *(f"{value / 1e15:.4g}" for value in flops)),
-        (f"hours at {utilisation:.0%} of {rate / 1e12:g} TFLOP/s", *(f"{h:.1f}" for h in hours)),
+        (f"hours at {utilisation:.0%} of {rate / 1e12:g} TFLOP/s", *(_hours(h) for h in hours)),
         ("steps", f"{train.steps:,}"),
         (f"records, {train.global_batch_size:,} a step", f"{records:,}"),
-        (f"tokens, taking {each} a record", f"{records * record.positions / 1e9:.4g} billion"),
-        ("pictures read", f"{records * record.pictures / 1e6:.4g} million"),
-        *([("pictures to draw", f"{records / 1e6:.4g} million")] if drawn else []),
+        (f"tokens, taking {each} a record", _many(records * record.positions)),
+        ("pictures read", _many(records * record.pictures)),
+        *([("pictures to draw", _many(records))] if drawn else []),
     ]
+
+
+def _hours(value: float) -> str:
+    return f"{value:,.1f}" if value >= 1 else f"{value:.2g}"
+
+
+def _many(value: int | float) -> str:
+    for unit, name in ((1e9, " billion"), (1e6, " million")):
+        if value >= unit:
+            return f"{value / unit:,.4g}{name}"
+    return f"{value:,.0f}"
 
 
 def _gib(size: int) -> str:
