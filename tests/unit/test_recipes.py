@@ -20,9 +20,10 @@ from kosmosg.recipes import RECIPES, Recipe
 from kosmosg.toyworld import nano
 from kosmosg.train import arithmetic, readiness, shapes, start
 from kosmosg.train.optim import learning_rate
-from kosmosg.train.run import Parts
+from kosmosg.train.run import Parts, RunConfig, run
 from kosmosg.train.stage import freeze_except
-from toys.stages import Captions, toys
+from toys.stages import Captions, composed, toys
+from toys.training import train_config
 
 
 @pytest.mark.parametrize("name", RECIPES)
@@ -197,6 +198,32 @@ def test_the_layers_of_table_2_are_those_of_both_stacks() -> None:
         found = {tuple(n.split(".")[2:4]) for n in names if "layers." in n}
         assert len(found) == layers
     assert learning("ablation-24-layers") == learning("stage2")
+
+
+@pytest.mark.parametrize("name", [name for name in RECIPES if name.startswith("ablation")])
+def test_an_ablation_learns_at_toy_size(name: str, tmp_path: Path) -> None:
+    """Its own stage and AlignerNet's own form; every part of M, and of N, moves."""
+    recipe, toy = RECIPES[name](), toys()
+    arguments = {key: value for key, value in toy.model.aligner.config.items() if key[0] != "_"}
+    form = {key: value for key, value in recipe.model.aligner.items() if key != "num_layers"}
+    arguments |= {"num_layers": 2, **form, "with_reconstruction": recipe.stage.kind == "align"}
+    torch.manual_seed(0)
+    model = KosmosG(toy.model.mllm, AlignerNet(**arguments))
+    before = {name: value.clone() for name, value in model.named_parameters()}
+    parts = Parts(
+        model=model,
+        tokenizer=toy.tokenizer,
+        stream=Captions() if recipe.stage.kind == "align" else composed(),
+        text_tower=toy.text_tower,
+        image_decoder=toy.image_decoder,
+    )
+    train = train_config(steps=2, ema=None, global_batch_size=4, micro_batch=2)
+    run(RunConfig(stage=recipe.stage, train=train), parts, tmp_path / "run")
+    still = {name for name, value in model.named_parameters() if value.equal(before[name])}
+    moved = before.keys() - still
+    # Of tables, only the rows that were read would learn; decay moves the others too.
+    assert {name for name in before if name.startswith("aligner.")} <= moved
+    assert any(name.startswith("mllm.layers") for name in moved) == ("e2e" in name)
 
 
 # ---------------------------------------------------------------------------- as they are told
