@@ -18,9 +18,9 @@ from kosmosg.errors import ConfigError
 class Stage(Protocol):
     """What learns, and from which loss; everything else belongs to the loop.
 
-    `trainable` holds name patterns (`fnmatch`, so `*` spans dots). Each must match a parameter;
-    parameters that none matches are frozen. A batch is a tensor, a tuple, a dict, or an object
-    with `to(device)`.
+    `trainable` holds name patterns (`fnmatch`, so `*` spans dots; `layers.last.` is the layer of
+    the highest number). Each must match a parameter; parameters that none matches are frozen. A
+    batch is a tensor, a tuple, a dict, or an object with `to(device)`.
     """
 
     @property
@@ -61,6 +61,7 @@ def freeze_except(model: nn.Module, patterns: Sequence[str]) -> list[str]:
         ConfigError: If a pattern matches no parameter.
     """
     names = [name for name, _ in model.named_parameters()]
+    patterns = [_numbered(pattern, names) for pattern in patterns]
     for pattern in patterns:
         if not any(fnmatchcase(name, pattern) for name in names):
             shown = ", ".join(names[:3])
@@ -75,6 +76,14 @@ def freeze_except(model: nn.Module, patterns: Sequence[str]) -> list[str]:
         if learns:
             trainable.append(name)
     return trainable
+
+
+def _numbered(pattern: str, names: Sequence[str]) -> str:
+    """Return a pattern with the highest number there is in place of `last`."""
+    before, dot, after = pattern.partition(".last.")
+    inside = [name[len(before) + 1 :] for name in names if dot and name.startswith(f"{before}.")]
+    numbers = [int(number) for name in inside if (number := name.partition(".")[0]).isdecimal()]
+    return f"{before}.{max(numbers)}.{after}" if numbers else pattern
 
 
 def frozen_sum(model: nn.Module) -> str:

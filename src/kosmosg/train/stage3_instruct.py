@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int, UInt8
+from jaxtyping import Float, UInt8
 from torch import Tensor
 
 from kosmosg.data.compose import Composed
@@ -16,6 +16,7 @@ from kosmosg.model.kosmosg import KosmosG
 from kosmosg.sequence import Batch, collate, encode
 from kosmosg.tokenizer import Tokenizer
 from kosmosg.train.stage import Draws
+from kosmosg.train.weighting import LossWeighting, loss_weights
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,14 +24,15 @@ class InstructConfig:
     """Stage 3, over a KosmosG.
 
     `condition_drop` is how often a prompt is replaced by the null prompt, for guidance.
-    `min_snr_gamma` weighs timesteps by min(signal to noise, gamma) / (signal to noise); None
-    weighs them alike, as released.
+    `loss_weighting` says how much each timestep counts (`loss_weights`); all alike as released.
+    `min_snr_gamma` is for `min_snr` alone.
     """
 
     kind: Literal["instruct"] = "instruct"
     trainable: tuple[str, ...]
     condition_drop: float = 0.1
-    min_snr_gamma: float | None
+    loss_weighting: LossWeighting = "uniform"
+    min_snr_gamma: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -78,6 +80,7 @@ class InstructStage:
         image_decoder: ImageDecoder,
         trainable: tuple[str, ...],
         condition_drop: float,
+        loss_weighting: LossWeighting,
         min_snr_gamma: float | None,
     ) -> None:
         self.trainable = trainable
@@ -86,7 +89,9 @@ class InstructStage:
         self._target_size = target_size
         self._image_decoder = image_decoder.requires_grad_(False).eval()
         self._condition_drop = condition_drop
-        self._min_snr_gamma = min_snr_gamma
+        self._timestep_weights = loss_weights(
+            loss_weighting, image_decoder.alphas_cumprod, min_snr_gamma=min_snr_gamma
+        )
 
     def collate(self, records: Sequence[Composed]) -> InstructBatch:
         """Return the prompts as sequences, and their targets."""
@@ -129,13 +134,4 @@ class InstructStage:
         prompt_embeds = torch.where(dropped[:, None, None], null_embeds, prompt_embeds)
         noise_pred = decoder.noise_pred(noisy_latents, timesteps, prompt_embeds)
         errors = (noise_pred.float() - noise).square().flatten(1).mean(1)
-        return {"diffusion": (errors * self._timestep_weights(decoder, timesteps)).sum()}
-
-    def _timestep_weights(
-        self, decoder: ImageDecoder, timesteps: Int[Tensor, " batch"]
-    ) -> Float[Tensor, " batch"]:
-        if self._min_snr_gamma is None:
-            return torch.ones_like(timesteps, dtype=torch.float32)
-        kept = decoder.alphas_cumprod[timesteps].float()
-        signal_to_noise = kept / (1 - kept)
-        return signal_to_noise.clamp(max=self._min_snr_gamma) / signal_to_noise
+        return {"diffusion": (errors * self._timestep_weights.to(device)[timesteps]).sum()}

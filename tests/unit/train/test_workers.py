@@ -129,6 +129,7 @@ def test_batches_are_equal_to_the_bit(tmp_path):
         image_decoder=made.image_decoder,
         trainable=("*",),
         condition_drop=0.1,
+        loss_weighting="uniform",
         min_snr_gamma=None,
     )
 
