@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from kosmosg.data.compose import Composing, Drop
 from kosmosg.data.foreign import record_of
-from kosmosg.data.mixture import Mixture, Stream, seed_of
+from kosmosg.data.mixture import Mixture, Stream, seed_of, source_of, sources_of
 from kosmosg.data.records import Caption, Document, Edit, Example, Record
 from kosmosg.data.rows import PackedRows, pack_shards
 from kosmosg.data.shards import Shards
@@ -80,6 +80,15 @@ class Opened:
 
     stream: Stream
     skips: Skips
+
+    @property
+    def sources(self) -> tuple[str, ...]:
+        """Return the names of the stream's sources."""
+        return sources_of(self.stream)
+
+    def source(self, number: int) -> str:
+        """Return the source of record `number`."""
+        return source_of(self.stream, number)
 
     def batch(self, step: int, size: int) -> Sequence[Any]:
         """Return records number `step * size` to `(step + 1) * size - 1`."""

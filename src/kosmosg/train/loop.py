@@ -17,6 +17,7 @@ from kosmosg import checkpoint
 from kosmosg.config import to_dict
 from kosmosg.data.mixture import Stream, rank_slice, seed_of
 from kosmosg.errors import CheckpointError, ConfigError, KosmosGError
+from kosmosg.train.bysource import by_source, means, named
 from kosmosg.train.log import RunLog
 from kosmosg.train.optim import (
     Average,
@@ -27,9 +28,10 @@ from kosmosg.train.optim import (
     restore_optimizer,
     set_rate,
 )
-from kosmosg.train.prefetch import MicroBatch, Plan, cut, to_device
+from kosmosg.train.prefetch import MicroBatch, Plan, held_out, to_device
 from kosmosg.train.rundir import open_run_dir, signals_received
 from kosmosg.train.stage import (
+    CountingStage,
     Stage,
     buffers,
     freeze_except,
@@ -168,21 +170,21 @@ class _Run:
         )
         reading = read_ahead(plan, workers=workers)
         with closing(reading), closing(self._open_log()) as log:
-            held_out = self._held_out(validation)
+            asked = self._held_out(validation)
             saved_at = time.monotonic()
             recent: list[dict[str, Tensor]] = []
             with signals_received() as received:
-                for step, pieces in reading:
+                for step, pieces in log.waiting(reading):
                     recent.append(self._update(step, pieces))
                     self.step = step + 1
                     log.advance()
                     if self._due(config.log_every):
-                        log.write(self.step, _means(recent))
+                        log.write(self.step, means(recent))
                         recent.clear()
                         if plan.skips is not None:
                             log.write_skips(self.step, plan.skips)
-                    if held_out and self._due(config.validate_every):
-                        log.write(self.step, self._validate(held_out))
+                    if asked and self._due(config.validate_every):
+                        log.write(self.step, self._validate(asked))
                     if samples and self._due(config.samples_every):
                         self._draw(samples)
                     if received:
@@ -192,8 +194,13 @@ class _Run:
                         saved_at = time.monotonic()
 
     def _open_log(self) -> RunLog:
-        steps, size = self.config.steps, self.config.global_batch_size
-        return RunLog(self.run_dir, first_step=self.step, steps=steps, batch_size=size)
+        return RunLog(
+            self.run_dir,
+            first_step=self.step,
+            steps=self.config.steps,
+            batch_size=self.config.global_batch_size,
+            counts=self.stage.counts if isinstance(self.stage, CountingStage) else None,
+        )
 
     def _due(self, every: int) -> bool:
         return self.step % every == 0 or self.step == self.config.steps
@@ -227,32 +234,34 @@ class _Run:
         self.optimizer.zero_grad(set_to_none=True)
         if self.average:
             self.average.update(step + 1)
-        return {**values, "lr": torch.tensor(rate, dtype=torch.float64)}
+        told = {"lr": torch.tensor(rate, dtype=torch.float64), "weight": torch.tensor(total_weight)}
+        return {**values, **told}
 
     def _loss(self, piece: MicroBatch, step: int | str) -> dict[str, Tensor]:
         generator = micro_batch_generator(self.config.seed, step, piece.first_index)
         half = self.config.precision == "bfloat16"
         with torch.autocast(self.device.type, torch.bfloat16, enabled=half):
-            return self.stage.loss(self.model, to_device(piece.batch, self.device), generator)
+            batch = to_device(piece.batch, self.device)
+            return by_source(self.stage.loss(self.model, batch, generator), piece.sources)
 
     # ----------------------------------------------------------------- validation and samples
 
     def _held_out(self, validation: Stream | None) -> list[MicroBatch]:
         if validation is None:
             return []
-        records = validation.batch(0, self.config.validation_records)
-        return cut(self.stage, records, micro_batch=self.config.micro_batch)
+        count, micro_batch = self.config.validation_records, self.config.micro_batch
+        return held_out(self.stage, validation, count=count, micro_batch=micro_batch)
 
-    def _validate(self, held_out: list[MicroBatch]) -> dict[str, float]:
+    def _validate(self, asked: list[MicroBatch]) -> dict[str, float]:
         sums: dict[str, Tensor] = {}
         with self._result():
-            for piece in held_out:
+            for piece in asked:
                 for name, value in self._loss(piece, "validation").items():
                     sums[name] = sums.get(name, 0.0) + value.float()
-        weight = sum(piece.weight for piece in held_out)
-        means = {name: value / weight for name, value in sums.items()}
-        named = {f"validation_{name}": float(value) for name, value in means.items()}
-        return {"validation_loss": float(_learned(means)), **named}
+        weight = sum(piece.weight for piece in asked)
+        mean = {name: value / weight for name, value in sums.items()}
+        told = named({"loss": float(_learned(mean)), **{n: float(v) for n, v in mean.items()}})
+        return {f"validation_{name}": value for name, value in told.items()}
 
     def _draw(self, samples: Samples) -> None:
         directory = self.run_dir / "samples"
@@ -363,12 +372,6 @@ def _learned(terms: Mapping[str, Tensor]) -> Tensor:
     return torch.stack(
         [value.float() for name, value in terms.items() if not name.startswith("metric_")]
     ).sum()
-
-
-def _means(entries: Sequence[Mapping[str, Tensor]]) -> dict[str, float]:
-    return {
-        name: sum(float(entry[name]) for entry in entries) / len(entries) for name in entries[-1]
-    }
 
 
 def _keys(pieces: Sequence[MicroBatch]) -> str:
