@@ -80,7 +80,9 @@ def train(
       kosmosg train nano-stage3 --print-config > my.yaml; kosmosg train my.yaml
     """
     from kosmosg import config as configuration
+    from kosmosg.cli.options import hide_loading_bars, prepare_libraries
 
+    prepare_libraries()
     words = [*(changes or []), *([] if device is None else [f"device={device}"])]
     configs = [_changed(config, words, scale) for config in _find(recipe)]
     if print_config:
@@ -89,6 +91,7 @@ def train(
 
     from kosmosg.toyworld import workspace as meeting
 
+    hide_loading_bars()
     for config in configs:
         meeting.train(config, workspace, leg=leg, resume=resume)
     print(workspace / "model")
