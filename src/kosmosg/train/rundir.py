@@ -58,6 +58,18 @@ def open_run_dir(run_dir: Path, config: Mapping[str, Any], *, resume: bool) -> I
         yield
 
 
+def is_held(run_dir: Path) -> bool:
+    """Return whether a process is training there."""
+    try:
+        with (run_dir / ".lock").open() as lock:
+            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)  # given back as the file is closed
+    except BlockingIOError:
+        return True
+    except OSError:
+        pass
+    return False
+
+
 def _make_empty(run_dir: Path) -> None:
     found = {path.name for path in run_dir.iterdir()} - {".lock"}
     saved = [path for path in run_dir.glob("checkpoints/*") if not path.name.startswith(".")]
