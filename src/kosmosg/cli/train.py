@@ -118,8 +118,10 @@ def train(
       kosmosg train stage3 init=DIR model.base=DIR --dry-run --gpus 64 --gpu-kind A100-80GB
     """
     from kosmosg import config as configuration
+    from kosmosg.cli.options import prepare_libraries
     from kosmosg.recipes import Recipe
 
+    prepare_libraries()
     words = [*(changes or []), *([] if device is None else [f"device={device}"])]
     configs = _find(recipe)
     full = isinstance(configs[0], Recipe)
@@ -141,9 +143,11 @@ def train(
 
 
 def _train_nano(configs: "list[Config]", workspace: Path, *, leg: int, resume: bool) -> Path:
+    from kosmosg.cli.options import hide_loading_bars
     from kosmosg.toyworld import workspace as meeting
     from kosmosg.toyworld.nano import NanoConfig
 
+    hide_loading_bars()
     for config in configs:
         assert isinstance(config, NanoConfig)  # they are all of one kind
         meeting.train(config, workspace, leg=leg, resume=resume)

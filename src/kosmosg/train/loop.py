@@ -21,10 +21,11 @@ from torch import Tensor, nn
 
 from kosmosg import checkpoint
 from kosmosg.config import to_dict
-from kosmosg.data.mixture import Stream, rank_slice, read_slice, seed_of
+from kosmosg.data.mixture import Stream, rank_slice, seed_of
 from kosmosg.data.skips import Skips
 from kosmosg.errors import CheckpointError, ConfigError, KosmosGError
 from kosmosg.train import distributed
+from kosmosg.train.bysource import by_source, means, named
 from kosmosg.train.distributed import DTYPES, Precision, Ranks
 from kosmosg.train.keeping import Keeper, restore
 from kosmosg.train.log import RunLog
@@ -38,9 +39,10 @@ from kosmosg.train.optim import (
     room_for_optimizer,
     set_rate,
 )
-from kosmosg.train.prefetch import MicroBatch, Plan, cut, to_device
+from kosmosg.train.prefetch import MicroBatch, Plan, held_out, to_device
 from kosmosg.train.rundir import open_run_dir, signals_received
 from kosmosg.train.stage import (
+    CountingStage,
     Stage,
     buffers,
     freeze_except,
@@ -210,11 +212,11 @@ class _Run:
         reading = read_ahead(plan, workers=workers, timeout_s=config.data_timeout_s)
         with closing(reading), ExitStack() as held:
             log = held.enter_context(closing(self._open_log())) if self.ranks.is_first else None
-            held_out = self._held_out(validation)
+            asked_of = self._held_out(validation)
             saved_at = time.monotonic()
             recent: list[dict[str, Tensor]] = []
             received = held.enter_context(signals_received())
-            for step, pieces in reading:
+            for step, pieces in log.waiting(reading) if log else reading:
                 if values := self._update(step, pieces):
                     recent.append(values)
                 self.step = step + 1
@@ -223,8 +225,8 @@ class _Run:
                 if self._due(config.log_every):
                     self._tell(log, recent, plan.skips)
                     recent.clear()
-                if held_out and self._due(config.validate_every):
-                    measured = self._validate(held_out)
+                if asked_of and self._due(config.validate_every):
+                    measured = self._validate(asked_of)
                     if log:
                         log.write(self.step, measured)
                 if samples and self._due(config.samples_every):
@@ -240,7 +242,7 @@ class _Run:
         self, log: RunLog | None, recent: Sequence[dict[str, Tensor]], skips: Skips | None
     ) -> None:
         if log and recent:
-            log.write(self.step, _means(recent))
+            log.write(self.step, means(recent))
         if skips is None:
             return
         of_all = Skips(limit=1.0)  # each rank judges its own share of the records
@@ -262,8 +264,13 @@ class _Run:
         return _Asked(number, bool(due) or (every is not None and self.step % every == 0))
 
     def _open_log(self) -> RunLog:
-        steps, size = self.config.steps, self.config.global_batch_size
-        return RunLog(self.run_dir, first_step=self.step, steps=steps, batch_size=size)
+        return RunLog(
+            self.run_dir,
+            first_step=self.step,
+            steps=self.config.steps,
+            batch_size=self.config.global_batch_size,
+            counts=self.stage.counts if isinstance(self.stage, CountingStage) else None,
+        )
 
     def _due(self, every: int) -> bool:
         return self.step % every == 0 or self.step == self.config.steps
@@ -303,7 +310,8 @@ class _Run:
             self.scale.grow()
         if self.average:
             self.average.update(step + 1)
-        return {**values, "lr": torch.tensor(rate, dtype=torch.float64)}
+        told = {"lr": torch.tensor(rate, dtype=torch.float64), "weight": torch.tensor(total_weight)}
+        return {**values, **told}
 
     def _clipped(self) -> Tensor:
         """Clip the gradients of all ranks together; return their norm before that."""
@@ -347,7 +355,8 @@ class _Run:
         kind = DTYPES[self.config.precision]
         half = kind if kind != torch.float32 else torch.bfloat16
         with torch.autocast(self.device.type, half, enabled=kind != torch.float32):
-            return self.stage.loss(self.model, to_device(piece.batch, self.device), generator)
+            batch = to_device(piece.batch, self.device)
+            return by_source(self.stage.loss(self.model, batch, generator), piece.sources)
 
     # ----------------------------------------------------------------- validation and samples
 
@@ -359,19 +368,18 @@ class _Run:
         share = range(size)
         if _is_even(size, micro_batch, self.ranks.num_ranks):
             share = rank_slice(size, rank=self.ranks.rank, num_ranks=self.ranks.num_ranks)
-        records = read_slice(validation, 0, share, global_batch_size=size)
-        return cut(self.stage, records, micro_batch=micro_batch, start=share.start)
+        return held_out(self.stage, validation, share=share, count=size, micro_batch=micro_batch)
 
-    def _validate(self, held_out: list[MicroBatch]) -> dict[str, float]:
+    def _validate(self, asked: list[MicroBatch]) -> dict[str, float]:
         sums: dict[str, Tensor] = {}
         with self._result():
-            for piece in held_out:
+            for piece in asked:
                 for name, value in self._loss(piece, "validation").items():
                     sums[name] = sums.get(name, 0.0) + value.float()
-        (weight,) = self.ranks.total(sum(piece.weight for piece in held_out))
-        means = {name: value / weight for name, value in self.ranks.totals(sums).items()}
-        named = {f"validation_{name}": float(value) for name, value in means.items()}
-        return {"validation_loss": float(_learned(means)), **named}
+        (weight,) = self.ranks.total(sum(piece.weight for piece in asked))
+        mean = {name: value / weight for name, value in self.ranks.totals(sums).items()}
+        told = named({"loss": float(_learned(mean)), **{n: float(v) for n, v in mean.items()}})
+        return {f"validation_{name}": value for name, value in told.items()}
 
     def _draw(self, samples: Samples) -> None:
         directory = self.run_dir / "samples"
@@ -538,12 +546,6 @@ def _learned(terms: Mapping[str, Tensor]) -> Tensor:
     return torch.stack(
         [value.float() for name, value in terms.items() if not name.startswith("metric_")]
     ).sum()
-
-
-def _means(entries: Sequence[Mapping[str, Tensor]]) -> dict[str, float]:
-    return {
-        name: sum(float(entry[name]) for entry in entries) / len(entries) for name in entries[-1]
-    }
 
 
 def _all_keys(pieces: Sequence[MicroBatch]) -> list[str]:

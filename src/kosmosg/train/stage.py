@@ -48,7 +48,33 @@ class Stage(Protocol):
         gradient of one big batch. A term whose name starts with `metric_` is reported only.
         `generator` is seeded for this micro-batch; draw through `Draws`, so that the numbers
         depend on (seed, step, index in the global batch) and not on how the batch was cut.
+
+        Two terms may be vectors, a value for each record: `metric_each_loss`, what it adds to the
+        loss that is learned, and `metric_each_weight`, how many terms that is (1 if left out). The
+        loop tells the loss by source from them.
         """
+        ...
+
+
+@runtime_checkable
+class SpreadingStage(Stage, Protocol):
+    """A stage that can spread evenly over held-out records what it draws while it trains."""
+
+    def spread(self, batch: Any, *, first: int, count: int) -> Any:  # noqa: ANN401
+        """Return the batch with what is drawn set: its records are numbers `first` on of `count`.
+
+        It must not depend on how the records were cut into batches.
+        """
+        ...
+
+
+@runtime_checkable
+class CountingStage(Stage, Protocol):
+    """A stage that names what its weight counts, such as tokens."""
+
+    @property
+    def counts(self) -> str:
+        """Return the name, in the plural."""
         ...
 
 

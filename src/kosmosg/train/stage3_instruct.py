@@ -1,12 +1,12 @@
 """Stage 3: instruction tuning, the diffusion loss through the frozen image decoder."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
 import torch
-from jaxtyping import Float, UInt8
+from jaxtyping import Float, Int, UInt8
 from torch import Tensor
 
 from kosmosg.data.compose import Composed
@@ -39,12 +39,14 @@ class InstructConfig:
 class InstructBatch:
     """Sequences and their targets: pictures, or latents where the stream gave them.
 
-    Pictures travel as bytes, and are scaled to [-1, 1] where they are used.
+    Pictures travel as bytes, and are scaled to [-1, 1] where they are used. `timesteps` are given
+    for validation, and drawn else.
     """
 
     sequences: Batch
     target_pixels: UInt8[Tensor, "batch height width 3"] | None
     latents: Float[Tensor, "batch channels latent_height latent_width"] | None
+    timesteps: Int[Tensor, " batch"] | None = None
 
     @property
     def target_images(self) -> Float[Tensor, "batch 3 height width"] | None:
@@ -58,6 +60,7 @@ class InstructBatch:
             sequences=self.sequences.to(device),
             target_pixels=None if pictures is None else pictures.to(device),
             latents=None if latents is None else latents.to(device),
+            timesteps=None if self.timesteps is None else self.timesteps.to(device),
         )
 
 
@@ -69,6 +72,8 @@ class InstructStage:
     Source:
         Paper section 2.3; NUMERICS section 6 (stage 3).
     """
+
+    counts = "pictures"
 
     def __init__(
         self,
@@ -110,6 +115,12 @@ class InstructStage:
         """Return the number of pictures."""
         return len(batch.sequences.input_ids)
 
+    def spread(self, batch: InstructBatch, *, first: int, count: int) -> InstructBatch:
+        """Return the batch with timesteps in the middle of `count` equal parts of their range."""
+        numbers = torch.arange(first, first + self.weight(batch))
+        total = len(self._image_decoder.alphas_cumprod)
+        return replace(batch, timesteps=(2 * numbers + 1) * total // (2 * count))
+
     def loss(
         self, model: KosmosG, batch: InstructBatch, generator: torch.Generator
     ) -> dict[str, Tensor]:
@@ -119,6 +130,8 @@ class InstructStage:
         decoder = self._image_decoder.to(device)
         draws = Draws(generator, count=count)
         timesteps = draws.integers(len(decoder.alphas_cumprod), device=device)
+        if batch.timesteps is not None:
+            timesteps = batch.timesteps
         dropped = draws.coin(self._condition_drop, device=device)
 
         latents = batch.latents
@@ -134,4 +147,5 @@ class InstructStage:
         prompt_embeds = torch.where(dropped[:, None, None], null_embeds, prompt_embeds)
         noise_pred = decoder.noise_pred(noisy_latents, timesteps, prompt_embeds)
         errors = (noise_pred.float() - noise).square().flatten(1).mean(1)
-        return {"diffusion": (errors * self._timestep_weights.to(device)[timesteps]).sum()}
+        errors = errors * self._timestep_weights.to(device)[timesteps]
+        return {"diffusion": errors.sum(), "metric_each_loss": errors.detach()}
