@@ -133,7 +133,7 @@ def test_pipelines_that_share_a_model_share_the_adapter(toy_dir, file):
     assert torch.equal(embeds_of(other), embeds_of(pipe))
 
 
-def test_another_model_is_refused(toy_dir, file, tmp_path):
+def test_another_model_is_refused(file, tmp_path):
     toy_pipeline(seed=1).save_pretrained(tmp_path / "other")
     pipe = loaded(tmp_path / "other")
     before = embeds_of(pipe)
@@ -179,7 +179,7 @@ def rewritten(file, tmp_path, *, tensors=None, header=None):
         (lambda t: t | {"mllm.vision.clip.encoder.lora_A": torch.zeros(2, 2)}, "does not fit"),
         (lambda t: t | {"mllm.*.lora_A": torch.zeros(2, 2)}, r"does not fit .*mllm\.\*"),
         (lambda t: dict(list(t.items())[1:]), "does not fit"),
-        (lambda t: {"x.lora_A": torch.zeros(2, 2)}, "does not fit"),
+        (lambda _: {"x.lora_A": torch.zeros(2, 2)}, "does not fit"),
     ],
 )
 def test_factors_that_do_not_fit_are_refused(toy_dir, file, tmp_path, change, message):

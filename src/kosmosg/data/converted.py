@@ -38,20 +38,25 @@ def with_shards(config: DataConfig, directory: Path) -> DataConfig:
     """
     sources = {}
     for name, source in config.sources.items():
-        given = [source.paths] if isinstance(source.paths, str) else source.paths
         paths = [
-            str(_shards_of(path, name, directory / f"{name}-{number}", config.max_skipped))
-            if (path := Path(text).expanduser()).is_dir() and not tars_in(path)
-            else text
-            for number, text in enumerate(given)
+            text
+            if (folder := own_folder(text)) is None
+            else str(_shards_of(folder, name, directory / f"{name}-{number}", config.max_skipped))
+            for number, text in enumerate(source.each_path())
         ]
         sources[name] = replace(source, paths=tuple(paths))
     return replace(config, sources=sources)
 
 
+def own_folder(path: str) -> Path | None:
+    """Return the folder of a path that holds no tars, and so must be in a user's own format."""
+    folder = Path(path).expanduser()
+    return folder if folder.is_dir() and not tars_in(folder) else None
+
+
 def _shards_of(folder: Path, name: str, out: Path, max_skipped: float) -> Path:
     """Return the directory of a folder's shards, after making them if they are not there."""
-    _check_format(folder, name)
+    check_format(folder, name)
     seen = _listing(folder)
     if (out / STATS).is_file():
         if json.loads((out / STATS).read_text(encoding="utf-8")).get("folder") != seen:
@@ -71,13 +76,22 @@ def _shards_of(folder: Path, name: str, out: Path, max_skipped: float) -> Path:
         noted["named"] = skips.named
         text = json.dumps(noted, indent=1, ensure_ascii=False)
         (part / STATS).write_bytes(text.encode("utf-8", "backslashreplace") + b"\n")
-        part.replace(out)
+        try:
+            part.replace(out)
+        except OSError:
+            if not (out / STATS).is_file():  # else another process of this run was faster
+                raise
     finally:
         shutil.rmtree(part, ignore_errors=True)
     return out
 
 
-def _check_format(folder: Path, name: str) -> None:
+def check_format(folder: Path, name: str) -> None:
+    """Pass a folder that `with_shards` can read, of the source `name`.
+
+    Raises:
+        ConfigError: If it is in another format, or in none.
+    """
     try:
         found = detect(folder)
     except ConfigError:

@@ -46,6 +46,10 @@ class SourceConfig:
     paths: str | tuple[str, ...]
     weight: int = 1
 
+    def each_path(self) -> tuple[str, ...]:
+        """Return the paths, also where there is but one."""
+        return (self.paths,) if isinstance(self.paths, str) else self.paths
+
 
 @dataclass(frozen=True, kw_only=True)
 class DataConfig:

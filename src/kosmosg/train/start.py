@@ -33,8 +33,8 @@ from kosmosg.train.stage1_language import LanguageConfig
 from kosmosg.train.stage2_align import AlignConfig
 from kosmosg.train.stage3_instruct import InstructConfig
 
-# Of a released MLLM these may be others than it was made with; the rest are its weights' shapes.
 _FROZEN_PARTS = frozenset({"aligner", "unet", "vae", "scheduler", towers.FOLDER})
+# Of a released part these may be others than it was made with; the rest are its weights' shapes.
 DROPOUTS = frozenset({"dropout", "attention_dropout", "resampler_dropout"})
 
 
@@ -178,16 +178,16 @@ def _aligner(
     directory: Path | None, model: ModelConfig, mllm: MLLM, *, may_make: bool
 ) -> AlignerNet:
     if directory is not None and has_part(directory, "aligner") and "aligner" not in model.new:
-        if model.aligner:
+        if sizes := model.aligner.keys() - DROPOUTS:
             raise ConfigError(
-                f"model.aligner.{min(model.aligner)}: {directory} has an AlignerNet of its own"
+                f"model.aligner.{min(sizes)}: {directory} has an AlignerNet of its own"
                 " sizes; leave it out, or make a new one: model.new=[aligner]"
             )
-        return load_part(AlignerNet, directory, "aligner", torch.float32)
+        return load_part(AlignerNet, directory, "aligner", torch.float32, **model.aligner)
     if not (may_make or "aligner" in model.new):
         raise CheckpointError(_lacks(directory, "aligner", "stage 2"))
-    sizes = {"hidden_size": mllm.config["hidden_size"]} | dict(model.aligner)
-    return _made(AlignerNet, "aligner", sizes)
+    made = {"hidden_size": mllm.config["hidden_size"]} | dict(model.aligner)
+    return _made(AlignerNet, "aligner", made)
 
 
 def _decoder(directory: Path | None, model: ModelConfig, reader: KosmosG) -> ImageDecoder:
