@@ -73,7 +73,9 @@ def subject() -> SubjectConfig:
     size one GPU of 24 GB does (docs/training.md has the sum); not yet run there.
     """
     return SubjectConfig(
-        stage=InstructConfig(trainable=adapter.TRAINABLE, min_snr_gamma=5.0),
+        stage=InstructConfig(
+            trainable=adapter.TRAINABLE, loss_weighting="min_snr", min_snr_gamma=5.0
+        ),
         train=TrainConfig(
             seed=0,
             steps=120,
