@@ -28,8 +28,10 @@ INSTRUCT = InstructConfig(
 CASES = [
     (LANGUAGE, Documents()),
     (ALIGN, Captions()),
+    (dataclasses.replace(ALIGN, length_groups=2), Captions()),
     (PICTURES, composed()),
     (INSTRUCT, composed()),
+    (dataclasses.replace(INSTRUCT, length_groups=3, unet_activations="recomputed"), composed()),
 ]
 
 
