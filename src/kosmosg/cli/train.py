@@ -24,8 +24,8 @@ def train(
         str,
         typer.Argument(
             help="nano-vae, nano-clip, nano-judge, nano-unet, nano-stage1, nano-stage2, "
-            "nano-stage3, nano-segmenter; nano-foundation for the first four in that order; or a "
-            "YAML or JSON file that --print-config wrote.",
+            "nano-stage3, nano-captioner, nano-segmenter; nano-foundation for the first four in "
+            "that order; or a YAML or JSON file that --print-config wrote.",
             show_default=False,
         ),
     ],
