@@ -144,7 +144,7 @@ def stage3() -> NanoConfig:
     trainable = ("aligner.encoder.*", *(f"mllm.{name}" for name in LANGUAGE))
     return NanoConfig(
         part="stage3",
-        stage=InstructConfig(trainable=trainable, min_snr_gamma=5.0),
+        stage=InstructConfig(trainable=trainable, loss_weighting="min_snr", min_snr_gamma=5.0),
         train=_train(steps=2400, batch=32, lr=6e-4, seed=7),
     )
 

@@ -98,6 +98,15 @@ class RecordStream:
             seed=seed,
         )
 
+    @property
+    def sources(self) -> tuple[str, ...]:
+        """Return the kinds of records."""
+        return self._plans.sources
+
+    def source(self, number: int) -> str:
+        """Return the kind of record `number`."""
+        return self._plans.source(number)
+
     def batch(self, step: int, size: int) -> list[Record]:
         """Return the records number step * size and following."""
         plans = self._plans.batch(step, size)

@@ -125,6 +125,7 @@ def make_stage(config: StageConfig, parts: Parts) -> Stage:
                 target_size=_target_size(decoder),
                 image_decoder=decoder,
                 condition_drop=config.condition_drop,
+                loss_weighting=config.loss_weighting,
                 min_snr_gamma=config.min_snr_gamma,
             )
 

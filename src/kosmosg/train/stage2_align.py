@@ -75,6 +75,8 @@ class AlignStage:
         Paper equations 5 and 6; NUMERICS sections 6 and 13.
     """
 
+    counts = "captions"
+
     def __init__(
         self,
         *,
@@ -118,10 +120,12 @@ class AlignStage:
             sequences.input_ids, mask, sequences.image_mask, sequences.pixel_values
         )
         prompt_embeds = model.aligner(hidden_states, mask)
-        reconstruction = self._reconstruction(model, prompt_embeds, hidden_states, mask)
+        again = self._reconstruction(model, prompt_embeds, hidden_states, mask)
+        errors = squared_errors(prompt_embeds, self._text_tower.states(ids))
         return {
-            "mse": squared_error(prompt_embeds, self._text_tower.states(ids)),
-            "reconstruction": self._reconstruction_weight * reconstruction,
+            "mse": errors.sum(),
+            "reconstruction": self._reconstruction_weight * again.sum(),
+            "metric_each_loss": (errors + self._reconstruction_weight * again).detach(),
         }
 
     def _reconstruction(
@@ -130,16 +134,16 @@ class AlignStage:
         prompt_embeds: Float[Tensor, "batch queries embed"],
         hidden_states: Float[Tensor, "batch seq hidden"],
         mask: Bool[Tensor, "batch seq"],
-    ) -> Float[Tensor, ""]:
+    ) -> Float[Tensor, " batch"]:
         num_queries, length = prompt_embeds.shape[1], hidden_states.shape[1]
         if self._padding == "released":
             restored = model.aligner.reconstruct(prompt_embeds, length)
-            return squared_error(restored, hidden_states) * num_queries / length
+            return squared_errors(restored, hidden_states) * num_queries / length
         restored = model.aligner.reconstruct(prompt_embeds, length, mask)
         errors = (restored.float() - hidden_states.float()).square().mean(-1) * mask
         lengths = mask.sum(1)
         # The released scale, 77 / length, for each caption's own length.
-        return (errors.sum(1) / lengths * num_queries / lengths).sum()
+        return errors.sum(1) / lengths * num_queries / lengths
 
 
 class AlignPicturesStage:
@@ -149,6 +153,8 @@ class AlignPicturesStage:
         Not in the paper: NANO section 4 ("stage 2b"). Where a picture stands for words, the target
         still has the words.
     """
+
+    counts = "prompts"
 
     def __init__(
         self,
@@ -194,9 +200,15 @@ class AlignPicturesStage:
         """Return the error, the mean over a prompt's elements, summed over prompts."""
         del generator  # nothing is drawn but dropout
         sequences, ids = batch
-        return {"mse": squared_error(model.encode(sequences), self._text_tower.states(ids))}
+        errors = squared_errors(model.encode(sequences), self._text_tower.states(ids))
+        return {"mse": errors.sum(), "metric_each_loss": errors.detach()}
 
 
 def squared_error(given: Tensor, wanted: Tensor) -> Float[Tensor, ""]:
     """Return the mean squared error of each sample's elements, summed over samples, in float32."""
-    return (given.float() - wanted.float()).square().flatten(1).mean(1).sum()
+    return squared_errors(given, wanted).sum()
+
+
+def squared_errors(given: Tensor, wanted: Tensor) -> Float[Tensor, " batch"]:
+    """Return the mean squared error of each sample's elements, in float32."""
+    return (given.float() - wanted.float()).square().flatten(1).mean(1)

@@ -1,7 +1,7 @@
 """Stage 3: instruction tuning, the diffusion loss through the frozen image decoder."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -16,6 +16,7 @@ from kosmosg.model.kosmosg import KosmosG
 from kosmosg.sequence import Batch, collate, encode
 from kosmosg.tokenizer import Tokenizer
 from kosmosg.train.stage import Draws
+from kosmosg.train.weighting import LossWeighting, loss_weights
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,26 +24,29 @@ class InstructConfig:
     """Stage 3, over a KosmosG.
 
     `condition_drop` is how often a prompt is replaced by the null prompt, for guidance.
-    `min_snr_gamma` weighs timesteps by min(signal to noise, gamma) / (signal to noise); None
-    weighs them alike, as released.
+    `loss_weighting` says how much each timestep counts (`loss_weights`); all alike as released.
+    `min_snr_gamma` is for `min_snr` alone.
     """
 
     kind: Literal["instruct"] = "instruct"
     trainable: tuple[str, ...]
     condition_drop: float = 0.1
-    min_snr_gamma: float | None
+    loss_weighting: LossWeighting = "uniform"
+    min_snr_gamma: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class InstructBatch:
     """Sequences and their targets: pictures, or latents where the stream gave them.
 
-    Pictures travel as bytes, and are scaled to [-1, 1] where they are used.
+    Pictures travel as bytes, and are scaled to [-1, 1] where they are used. `timesteps` are given
+    for validation, and drawn else.
     """
 
     sequences: Batch
     target_pixels: UInt8[Tensor, "batch height width 3"] | None
     latents: Float[Tensor, "batch channels latent_height latent_width"] | None
+    timesteps: Int[Tensor, " batch"] | None = None
 
     @property
     def target_images(self) -> Float[Tensor, "batch 3 height width"] | None:
@@ -56,6 +60,7 @@ class InstructBatch:
             sequences=self.sequences.to(device),
             target_pixels=None if pictures is None else pictures.to(device),
             latents=None if latents is None else latents.to(device),
+            timesteps=None if self.timesteps is None else self.timesteps.to(device),
         )
 
 
@@ -68,6 +73,8 @@ class InstructStage:
         Paper section 2.3; NUMERICS section 6 (stage 3).
     """
 
+    counts = "pictures"
+
     def __init__(
         self,
         *,
@@ -78,6 +85,7 @@ class InstructStage:
         image_decoder: ImageDecoder,
         trainable: tuple[str, ...],
         condition_drop: float,
+        loss_weighting: LossWeighting,
         min_snr_gamma: float | None,
     ) -> None:
         self.trainable = trainable
@@ -86,7 +94,9 @@ class InstructStage:
         self._target_size = target_size
         self._image_decoder = image_decoder.requires_grad_(False).eval()
         self._condition_drop = condition_drop
-        self._min_snr_gamma = min_snr_gamma
+        self._timestep_weights = loss_weights(
+            loss_weighting, image_decoder.alphas_cumprod, min_snr_gamma=min_snr_gamma
+        )
 
     def collate(self, records: Sequence[Composed]) -> InstructBatch:
         """Return the prompts as sequences, and their targets."""
@@ -105,6 +115,12 @@ class InstructStage:
         """Return the number of pictures."""
         return len(batch.sequences.input_ids)
 
+    def spread(self, batch: InstructBatch, *, first: int, count: int) -> InstructBatch:
+        """Return the batch with timesteps in the middle of `count` equal parts of their range."""
+        numbers = torch.arange(first, first + self.weight(batch))
+        total = len(self._image_decoder.alphas_cumprod)
+        return replace(batch, timesteps=(2 * numbers + 1) * total // (2 * count))
+
     def loss(
         self, model: KosmosG, batch: InstructBatch, generator: torch.Generator
     ) -> dict[str, Tensor]:
@@ -114,6 +130,8 @@ class InstructStage:
         decoder = self._image_decoder.to(device)
         draws = Draws(generator, count=count)
         timesteps = draws.integers(len(decoder.alphas_cumprod), device=device)
+        if batch.timesteps is not None:
+            timesteps = batch.timesteps
         dropped = draws.coin(self._condition_drop, device=device)
 
         latents = batch.latents
@@ -129,13 +147,5 @@ class InstructStage:
         prompt_embeds = torch.where(dropped[:, None, None], null_embeds, prompt_embeds)
         noise_pred = decoder.noise_pred(noisy_latents, timesteps, prompt_embeds)
         errors = (noise_pred.float() - noise).square().flatten(1).mean(1)
-        return {"diffusion": (errors * self._timestep_weights(decoder, timesteps)).sum()}
-
-    def _timestep_weights(
-        self, decoder: ImageDecoder, timesteps: Int[Tensor, " batch"]
-    ) -> Float[Tensor, " batch"]:
-        if self._min_snr_gamma is None:
-            return torch.ones_like(timesteps, dtype=torch.float32)
-        kept = decoder.alphas_cumprod[timesteps].float()
-        signal_to_noise = kept / (1 - kept)
-        return signal_to_noise.clamp(max=self._min_snr_gamma) / signal_to_noise
+        errors = errors * self._timestep_weights.to(device)[timesteps]
+        return {"diffusion": errors.sum(), "metric_each_loss": errors.detach()}
