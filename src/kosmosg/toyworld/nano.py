@@ -152,8 +152,8 @@ def stage3() -> NanoConfig:
 def captioner() -> NanoConfig:
     """Captioner, 72k pictures: about 15 minutes of one core.
 
-    Right words for both of two creatures at .85 is the gate. Stage 1's language model sees what
-    there is, but of two creatures it names the right one first in one caption of four
+    All words right of both of two creatures at .85 is the gate. Stage 1's language model sees what
+    there is, but of two creatures it names the wrong one first in one caption of four
     (docs/log.md). Here most captions tell of several, and the whole vision tower learns.
     """
     return NanoConfig(
