@@ -200,7 +200,8 @@ def test_stage_2_from_converted_weights_has_the_released_losses(
         mllm="eval",
         reconstruction_weight=1.0,
     )
-    captions = CaptionGroup(sequences=batch, text_ids=case["in.clip_tokens"])
+    ids = case["in.clip_tokens"]
+    captions = CaptionGroup(sequences=batch, text_ids=ids, places=torch.arange(len(ids)))
     losses = stage.loss(model, (captions,), torch.Generator())
     assert losses["mse"].item() / len(ids) == pytest.approx(case["out.mse_loss"].item(), abs=1e-5)
     found = losses["reconstruction"].item() / len(ids)

@@ -139,6 +139,7 @@ def make_stage(config: StageConfig, parts: Parts, *, precision: str = "float32")
                 target_size=_target_size(decoder),
                 image_decoder=decoder,
                 condition_drop=config.condition_drop,
+                loss_weighting=config.loss_weighting,
                 min_snr_gamma=config.min_snr_gamma,
                 length_groups=_checked(config.length_groups),
                 cache=_cache(config.cache, precision, vae=decoder.vae),

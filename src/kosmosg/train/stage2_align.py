@@ -88,10 +88,14 @@ class CaptionStates:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class CaptionGroup:
-    """Captions of like length; `states` are there if the cache had all of them."""
+    """Captions of like length; `states` are there if the cache had all of them.
+
+    `places` are the captions' in the micro-batch.
+    """
 
     sequences: Batch
     text_ids: Int[Tensor, "batch queries"]
+    places: Int[Tensor, " batch"]
     states: CaptionStates | None = None
 
     def to(self, device: torch.device | str) -> "CaptionGroup":
@@ -99,6 +103,7 @@ class CaptionGroup:
         return CaptionGroup(
             sequences=self.sequences.to(device),
             text_ids=self.text_ids.to(device),
+            places=self.places.to(device),
             states=None if self.states is None else self.states.to(device),
         )
 
@@ -109,6 +114,8 @@ class AlignStage:
     Source:
         Paper equations 5 and 6; NUMERICS sections 6 and 13.
     """
+
+    counts = "captions"
 
     def __init__(
         self,
@@ -139,13 +146,16 @@ class AlignStage:
         texts = [record.text for record in records]
         encoded = [encode([text], self._tokenizer, **self._sizes) for text in texts]
         sequences = group(encoded, num_groups=self._length_groups, pad_id=self._tokenizer.pad_id)
-        text_ids = self._text_tower.ids(texts)[sequences.rows.argsort()]
-        first, groups = 0, []
-        for batch in sequences.batches:
-            ids = text_ids[first : first + len(batch.input_ids)]
+        text_ids = self._text_tower.ids(texts)
+        sizes = [len(batch.input_ids) for batch in sequences.batches]
+        groups = []
+        for batch, places in zip(
+            sequences.batches, sequences.rows.argsort().split(sizes), strict=True
+        ):
+            ids = text_ids[places]
             states = None if self._cache is None else _cached(self._cache, batch, ids)
-            groups.append(CaptionGroup(sequences=batch, text_ids=ids, states=states))
-            first += len(ids)
+            group_of = CaptionGroup(sequences=batch, text_ids=ids, places=places, states=states)
+            groups.append(group_of)
         return tuple(groups)
 
     def weight(self, batch: tuple[CaptionGroup, ...]) -> int:
@@ -160,17 +170,19 @@ class AlignStage:
         if self._mllm == "eval":
             model.mllm.eval()
         sums: dict[str, Tensor] = {}
+        each: list[Tensor] = []
         for captions in batch:
             mask = captions.sequences.attention_mask
             states = captions.states or self._states(model, captions)
             prompt_embeds = model.aligner(states.hidden, mask)
-            reconstruction = self._reconstruction(model, prompt_embeds, states.hidden, mask)
-            terms = {
-                "mse": squared_error(prompt_embeds, states.text),
-                "reconstruction": self._reconstruction_weight * reconstruction,
-            }
-            sums = {name: sums.get(name, 0.0) + value for name, value in terms.items()}
-        return sums
+            again = self._reconstruction(model, prompt_embeds, states.hidden, mask)
+            again = self._reconstruction_weight * again
+            errors = squared_errors(prompt_embeds, states.text)
+            for name, values in (("mse", errors), ("reconstruction", again)):
+                sums[name] = sums.get(name, 0.0) + values.sum()
+            each.append((errors + again).detach())
+        places = torch.cat([captions.places for captions in batch])
+        return {**sums, "metric_each_loss": torch.cat(each)[places.argsort()]}
 
     @torch.no_grad()
     def _states(self, model: KosmosG, captions: CaptionGroup) -> CaptionStates:
@@ -191,16 +203,16 @@ class AlignStage:
         prompt_embeds: Float[Tensor, "batch queries embed"],
         hidden_states: Float[Tensor, "batch seq hidden"],
         mask: Bool[Tensor, "batch seq"],
-    ) -> Float[Tensor, ""]:
+    ) -> Float[Tensor, " batch"]:
         num_queries, length = prompt_embeds.shape[1], hidden_states.shape[1]
         if self._padding == "released":
             restored = model.aligner.reconstruct(prompt_embeds, length)
-            return squared_error(restored, hidden_states) * num_queries / length
+            return squared_errors(restored, hidden_states) * num_queries / length
         restored = model.aligner.reconstruct(prompt_embeds, length, mask)
         errors = (restored.float() - hidden_states.float()).square().mean(-1) * mask
         lengths = mask.sum(1)
         # The released scale, 77 / length, for each caption's own length.
-        return (errors.sum(1) / lengths * num_queries / lengths).sum()
+        return errors.sum(1) / lengths * num_queries / lengths
 
 
 def _cached(
@@ -239,6 +251,8 @@ class AlignPicturesStage:
         Not in the paper: NANO section 4 ("stage 2b"). Where a picture stands for words, the target
         still has the words.
     """
+
+    counts = "prompts"
 
     def __init__(
         self,
@@ -284,9 +298,15 @@ class AlignPicturesStage:
         """Return the error, the mean over a prompt's elements, summed over prompts."""
         del generator  # nothing is drawn but dropout
         sequences, ids = batch
-        return {"mse": squared_error(model.encode(sequences), self._text_tower.states(ids))}
+        errors = squared_errors(model.encode(sequences), self._text_tower.states(ids))
+        return {"mse": errors.sum(), "metric_each_loss": errors.detach()}
 
 
 def squared_error(given: Tensor, wanted: Tensor) -> Float[Tensor, ""]:
     """Return the mean squared error of each sample's elements, summed over samples, in float32."""
-    return (given.float() - wanted.float()).square().flatten(1).mean(1).sum()
+    return squared_errors(given, wanted).sum()
+
+
+def squared_errors(given: Tensor, wanted: Tensor) -> Float[Tensor, " batch"]:
+    """Return the mean squared error of each sample's elements, in float32."""
+    return (given.float() - wanted.float()).square().flatten(1).mean(1)

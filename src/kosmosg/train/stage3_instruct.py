@@ -18,6 +18,7 @@ from kosmosg.tokenizer import Tokenizer
 from kosmosg.train.cache import TensorCache, key_of
 from kosmosg.train.lengths import Groups, group
 from kosmosg.train.stage import Draws
+from kosmosg.train.weighting import LossWeighting, loss_weights
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,8 +26,8 @@ class InstructConfig:
     """Stage 3, over a KosmosG.
 
     `condition_drop` is how often a prompt is replaced by the null prompt, for guidance.
-    `min_snr_gamma` weighs timesteps by min(signal to noise, gamma) / (signal to noise); None
-    weighs them alike, as released. `length_groups` is how many groups of like length a
+    `loss_weighting` says how much each timestep counts (`loss_weights`); all alike as released.
+    `min_snr_gamma` is for `min_snr` alone. `length_groups` is how many groups of like length a
     micro-batch's prompts are read in, to save padding, the null prompt among them; None: in one,
     and the null prompt by itself. `cache` is a folder that keeps the distribution of each target's
     latents, from which each step draws anew; losses are the same but for rounding.
@@ -36,7 +37,8 @@ class InstructConfig:
     kind: Literal["instruct"] = "instruct"
     trainable: tuple[str, ...]
     condition_drop: float = 0.1
-    min_snr_gamma: float | None
+    loss_weighting: LossWeighting = "uniform"
+    min_snr_gamma: float | None = None
     length_groups: int | None = None
     cache: str | None = None
     unet_activations: Literal["kept", "recomputed"] = "kept"
@@ -48,7 +50,8 @@ class InstructBatch:
 
     Pictures travel as bytes, and are scaled to [-1, 1] where they are used. `keys` are theirs in
     the cache that lacks any of them. `posterior` holds mean and deviation of each. With
-    `null_among`, the last prompt is the null prompt.
+    `null_among`, the last prompt is the null prompt. `timesteps` are given for validation, and
+    drawn else.
     """
 
     sequences: Groups
@@ -57,6 +60,7 @@ class InstructBatch:
     keys: tuple[str, ...] = ()
     posterior: Float[Tensor, "batch 2 channels latent_height latent_width"] | None = None
     latents: Float[Tensor, "batch channels latent_height latent_width"] | None = None
+    timesteps: Int[Tensor, " batch"] | None = None
 
     @property
     def target_images(self) -> Float[Tensor, "batch 3 height width"] | None:
@@ -72,7 +76,7 @@ class InstructBatch:
         """Return the batch on another device."""
         tensors = {
             name: None if (value := getattr(self, name)) is None else value.to(device)
-            for name in ("target_pixels", "posterior", "latents")
+            for name in ("target_pixels", "posterior", "latents", "timesteps")
         }
         return replace(self, sequences=self.sequences.to(device), **tensors)
 
@@ -86,6 +90,8 @@ class InstructStage:
         Paper section 2.3; NUMERICS section 6 (stage 3).
     """
 
+    counts = "pictures"
+
     def __init__(
         self,
         *,
@@ -96,6 +102,7 @@ class InstructStage:
         image_decoder: ImageDecoder,
         trainable: tuple[str, ...],
         condition_drop: float,
+        loss_weighting: LossWeighting,
         min_snr_gamma: float | None,
         length_groups: int | None = None,
         cache: TensorCache | None = None,
@@ -107,7 +114,9 @@ class InstructStage:
         self._target_size = target_size
         self._image_decoder = image_decoder.requires_grad_(False).eval()
         self._condition_drop = condition_drop
-        self._min_snr_gamma = min_snr_gamma
+        self._timestep_weights = loss_weights(
+            loss_weighting, image_decoder.alphas_cumprod, min_snr_gamma=min_snr_gamma
+        )
         self._length_groups = length_groups
         self._cache = cache
         if unet_activations == "recomputed":
@@ -141,6 +150,12 @@ class InstructStage:
         """Return the number of pictures."""
         return batch.count
 
+    def spread(self, batch: InstructBatch, *, first: int, count: int) -> InstructBatch:
+        """Return the batch with timesteps in the middle of `count` equal parts of their range."""
+        numbers = torch.arange(first, first + self.weight(batch))
+        total = len(self._image_decoder.alphas_cumprod)
+        return replace(batch, timesteps=(2 * numbers + 1) * total // (2 * count))
+
     def loss(
         self, model: KosmosG, batch: InstructBatch, generator: torch.Generator
     ) -> dict[str, Tensor]:
@@ -149,6 +164,8 @@ class InstructStage:
         decoder = self._image_decoder.to(device)
         draws = Draws(generator, count=batch.count)
         timesteps = draws.integers(len(decoder.alphas_cumprod), device=device)
+        if batch.timesteps is not None:
+            timesteps = batch.timesteps
         dropped = draws.coin(self._condition_drop, device=device)
 
         latents = batch.latents
@@ -163,7 +180,8 @@ class InstructStage:
         prompt_embeds = torch.where(dropped[:, None, None], null_embeds, prompt_embeds)
         noise_pred = decoder.noise_pred(noisy_latents, timesteps, prompt_embeds)
         errors = (noise_pred.float() - noise).square().flatten(1).mean(1)
-        return {"diffusion": (errors * self._timestep_weights(decoder, timesteps)).sum()}
+        errors = errors * self._timestep_weights.to(device)[timesteps]
+        return {"diffusion": errors.sum(), "metric_each_loss": errors.detach()}
 
     def _posterior(
         self, batch: InstructBatch
@@ -187,12 +205,3 @@ class InstructStage:
         if batch.null_among:
             return embeds[:-1], embeds[-1:]
         return embeds, model.null(self._tokenizer)
-
-    def _timestep_weights(
-        self, decoder: ImageDecoder, timesteps: Int[Tensor, " batch"]
-    ) -> Float[Tensor, " batch"]:
-        if self._min_snr_gamma is None:
-            return torch.ones_like(timesteps, dtype=torch.float32)
-        kept = decoder.alphas_cumprod[timesteps].float()
-        signal_to_noise = kept / (1 - kept)
-        return signal_to_noise.clamp(max=self._min_snr_gamma) / signal_to_noise

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -11,7 +11,8 @@ class ModelConfig:
 
     `mllm` and `aligner` are the constructor arguments of `MLLM` and `AlignerNet` that differ from
     the released sizes. `clip` is a directory of CLIP's vision tower, `base` one of Stable
-    Diffusion, `tokenizer` one of the tokenizer.
+    Diffusion, `tokenizer` one of the tokenizer. `new` are parts to be made although a released
+    model is given.
     """
 
     mllm: Mapping[str, Any] = field(default_factory=dict)
@@ -19,3 +20,4 @@ class ModelConfig:
     clip: str | None = None
     base: str | None = None
     tokenizer: str | None = None
+    new: tuple[Literal["mllm", "aligner"], ...] = ()

@@ -154,7 +154,9 @@ def _batch(golden: Golden, case: Case) -> tuple[CaptionGroup, ...]:
         image_mask=case["in.img_gpt_input_mask"].bool(),
         pixel_values=case.get("in.images"),
     )
-    return (CaptionGroup(sequences=sequences, text_ids=case["in.clip_tokens"]),)
+    text_ids = case["in.clip_tokens"]
+    places = torch.arange(len(text_ids))
+    return (CaptionGroup(sequences=sequences, text_ids=text_ids, places=places),)
 
 
 def _train_config(expected: dict[str, Any], count: int) -> TrainConfig:
