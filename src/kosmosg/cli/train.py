@@ -33,8 +33,8 @@ def train(
             "ablation-e2e, ablation-e2e-without-aligner, ablation-decoder-only, "
             "ablation-12-layers, ablation-24-layers. subject: an adapter from pictures of one "
             "subject. Nano: nano-vae, nano-clip, nano-judge, nano-unet, nano-stage1, nano-stage2, "
-            "nano-stage3, nano-segmenter; nano-foundation for the first four in that order. Or a "
-            "YAML or JSON file that --print-config wrote.",
+            "nano-stage3, nano-captioner, nano-segmenter; nano-foundation for the first four in "
+            "that order. Or a YAML or JSON file that --print-config wrote.",
             show_default=False,
         ),
     ],
