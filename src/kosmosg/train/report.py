@@ -91,6 +91,8 @@ def _curves(runs: Sequence[Run]) -> Iterator[str]:
         told.append("A dotted line is where a run was stopped and went on.")
     if any(run.skipped for run in runs):
         told.append("A small triangle is where records were left out.")
+    if any(run.bad for run in runs):
+        told.append("A small cross is a step whose loss or gradient was no number.")
     yield f'<p class="faint">Across: steps. {" ".join(told)}</p><div class="charts">\n'
     for chart in drawn:
         yield _figure(chart, frame(chart, last_step=last_step), several=len(runs) > 1)
@@ -145,6 +147,12 @@ def _marks(chart: Chart, where: Frame) -> str:
         parts.append(
             f'<path class="skip r{run}" d="M{x:.1f} {ground - 7}l4 7h-8z">'
             f"<title>{count} records left out by step {step}</title></path>"
+        )
+    for run, step in chart.bad:
+        x = where.x(step)
+        parts.append(
+            f'<path class="bad r{run}" d="M{x - 4:.1f} {TOP}l8 8m0-8l-8 8">'
+            f"<title>step {step}: loss or gradient was no number</title></path>"
         )
     return "".join(parts)
 

@@ -1,4 +1,4 @@
-"""The loss by source: whose each record is, and that it is told without changing what is learned."""
+"""The loss by source: whose each record is, and that telling it changes nothing learned."""
 
 import math
 from dataclasses import replace

@@ -3,6 +3,7 @@
 import math
 import os
 import signal
+from itertools import pairwise
 
 import pytest
 
@@ -146,11 +147,11 @@ def test_what_is_no_run_is_named_with_the_runs_in_it(tmp_path):
     written(tmp_path / "runs" / "stage3", losses([1.0]))
     with pytest.raises(ConfigError, match=r"is no run .*; name one in it: .*runs/stage3$"):
         read(tmp_path / "runs")
-    with pytest.raises(ConfigError, match="there is no directory .*nowhere"):
+    with pytest.raises(ConfigError, match=r"there is no directory .*nowhere"):
         read(tmp_path / "nowhere")
     (tmp_path / "mllm").mkdir()
     (tmp_path / "mllm" / "config.json").write_text("{}")  # a model's
-    with pytest.raises(ConfigError, match="is no run .*; name the directory of a run"):
+    with pytest.raises(ConfigError, match=r"is no run .*; name the directory of a run"):
         read(tmp_path / "mllm")
 
 
@@ -158,7 +159,7 @@ def test_differences_are_what_differs(tmp_path):
     a = {"train": {"steps": 9, "lr": 0.1}, "stage": {"kind": "align"}, "names": ["x"]}
     b = {"train": {"steps": 9, "lr": 0.2}, "stage": {"kind": "align", "more": None}, "names": ["x"]}
     runs = read(written(tmp_path / "a", [], a), written(tmp_path / "b", [], b))
-    assert differences(runs) == {"train.lr": ["0.1", "0.2"], "stage.more": ["–", "null"]}
+    assert differences(runs) == {"train.lr": ["0.1", "0.2"], "stage.more": ["-", "null"]}
     assert differences(runs[:1]) == {}
 
 
@@ -204,7 +205,7 @@ def test_ticks_are_few_round_and_inside(low, high):
     found = ticks(float(low), float(high))
     assert 3 <= len(found) <= 11
     assert all(low - 1e-9 <= value <= high * (1 + 1e-9) for value in found)
-    gaps = [b - a for a, b in zip(found, found[1:], strict=False)]
+    gaps = [b - a for a, b in pairwise(found)]
     assert max(gaps) == pytest.approx(min(gaps), rel=1e-3)
 
 
