@@ -119,9 +119,10 @@ def train(
     """
     from kosmosg import config as configuration
     from kosmosg.cli.options import prepare_libraries
-    from kosmosg.recipes import Recipe
 
     prepare_libraries()
+    from kosmosg.recipes import Recipe
+
     words = [*(changes or []), *([] if device is None else [f"device={device}"])]
     configs = _find(recipe)
     full = isinstance(configs[0], Recipe)
