@@ -1,4 +1,4 @@
-"""The loss by source: whose each record is, and that telling it changes nothing learned."""
+"""The loss by source: whose each record is, told without changing what is learned."""
 
 import math
 from dataclasses import replace
@@ -21,7 +21,9 @@ from kosmosg.train.stage3_instruct import InstructConfig
 from toys.stages import Captions, Documents, Examples, composed, toys
 from toys.training import Pairs, Regression, net, train_config
 
-INSTRUCT = InstructConfig(trainable=("aligner.encoder.*",), min_snr_gamma=5.0)
+INSTRUCT = InstructConfig(
+    trainable=("aligner.encoder.*",), loss_weighting="min_snr", min_snr_gamma=5.0
+)
 CASES = [
     (LanguageConfig(trainable=("*",), word_weights={"red": 3.0}), Documents()),
     (AlignConfig(padding="masked", mllm="eval", reconstruction_weight=0.5), Captions()),

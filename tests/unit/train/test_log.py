@@ -152,7 +152,7 @@ def test_resume_with_another_recipe_names_what_the_run_is_first(tmp_path):
 
 
 class Fails(Pairs):
-    def batch(self, step, size):  # noqa: ARG002
+    def batch(self, step, size):  # noqa: ARG002 -- the protocol's names
         raise DataError("no record can be read")
 
 
