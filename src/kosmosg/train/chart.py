@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from kosmosg.train.curves import SKIPPED, Curve, Run
 
 WIDTH, HEIGHT = 440, 250
-LEFT, RIGHT, TOP, BOTTOM = 52, 12, 26, 26
+LEFT, RIGHT, TOP, BOTTOM = 52, 24, 26, 26
 MAX_POINTS = 400
 # From this ratio of the largest to the smallest value on, the vertical axis is logarithmic.
 LOG_RATIO = 25
@@ -112,6 +112,16 @@ def ticks(low: float, high: float, *, is_log: bool = False) -> list[float]:
 def label(value: float) -> str:
     """Return a number as an axis and a table say it."""
     return f"{value:.4g}"
+
+
+def step_label(step: float) -> str:
+    """Return a number of steps as an axis says it, to the unit.
+
+    Example:
+        >>> step_label(150000.0), step_label(0.5)
+        ('150,000', '0.5')
+    """
+    return f"{step:,.10g}"
 
 
 def thinned(curve: Curve) -> list[tuple[int, float]]:

@@ -18,6 +18,7 @@ from kosmosg.train.chart import (
     charts,
     frame,
     label,
+    step_label,
     ticks,
 )
 from kosmosg.train.curves import Run
@@ -92,7 +93,7 @@ def _chart(pen: _Pen, chart: Chart, where: Frame, *, with_legend: bool) -> None:
         pen.line([(LEFT, where.y(value)), (right, where.y(value))], GRID)
         pen.text((LEFT - 6, where.y(value)), label(value), FAINT, size=11, anchor="rm")
     for step in ticks(0.0, float(max(1, where.last_step))):
-        pen.text((where.x(step), ground + 5), label(step), FAINT, size=11, anchor="ma")
+        pen.text((where.x(step), ground + 5), step_label(step), FAINT, size=11, anchor="ma")
     _marks(pen, chart, where)
     for line in chart.lines:
         colour = COLOURS[line.colour % len(COLOURS)]

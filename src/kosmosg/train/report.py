@@ -24,6 +24,7 @@ from kosmosg.train.chart import (
     frame,
     is_loss,
     label,
+    step_label,
     ticks,
 )
 from kosmosg.train.curves import Run, differences
@@ -129,7 +130,9 @@ def _axes(where: Frame) -> str:
         )
     for step in ticks(0.0, float(max(1, where.last_step))):
         x = f"{where.x(step):.1f}"
-        parts.append(f'<text x="{x}" y="{ground + 17}" text-anchor="middle">{label(step)}</text>')
+        parts.append(
+            f'<text x="{x}" y="{ground + 17}" text-anchor="middle">{step_label(step)}</text>'
+        )
     return "".join(parts)
 
 
