@@ -31,8 +31,9 @@ def train(
             help="Full size: stage1, stage2, stage3, stage2-as-released, stage3-as-released, "
             "ablation-e2e, ablation-e2e-without-aligner, ablation-decoder-only, "
             "ablation-12-layers, ablation-24-layers. Nano: nano-vae, nano-clip, nano-judge, "
-            "nano-unet, nano-stage1, nano-stage2, nano-stage3, nano-segmenter; nano-foundation for "
-            "the first four in that order. Or a YAML or JSON file that --print-config wrote.",
+            "nano-unet, nano-stage1, nano-stage2, nano-stage3, nano-captioner, nano-segmenter; "
+            "nano-foundation for the first four in that order. Or a YAML or JSON file that "
+            "--print-config wrote.",
             show_default=False,
         ),
     ],

@@ -40,7 +40,13 @@ from kosmosg.toyworld.judge import Judge, JudgeStage
 from kosmosg.toyworld.nano import PARTS, FoundationConfig, NanoConfig
 from kosmosg.toyworld.scenes import sample_scene
 from kosmosg.toyworld.segmenter import GroundedSegmenter, SegmenterStage, build_segmenter
-from kosmosg.toyworld.streams import SceneStream, stage1_stream, stage2_stream, stage3_stream
+from kosmosg.toyworld.streams import (
+    SceneStream,
+    captioner_stream,
+    stage1_stream,
+    stage2_stream,
+    stage3_stream,
+)
 from kosmosg.toyworld.vision import GroundedVision, VisionStage
 from kosmosg.train import distributed
 from kosmosg.train.loop import Samples, fit
@@ -199,6 +205,19 @@ def _train_stage(
             samples=samples.described(mllm, tokenizer),
         )
         made: dict[str, nn.Module] = {"stage2/mllm": mllm}
+    elif config.part == "captioner":
+        begun = model_dir / "captioner"
+        source = begun if begun.is_dir() else model_dir / "stage2" / "mllm"
+        mllm = _load(MLLM, source, None)
+        parts = Parts(
+            model=mllm,
+            tokenizer=tokenizer,
+            stream=given or captioner_stream(seed),
+            workers=workers,
+            validation=captioner_stream(seed + VALIDATION),
+            samples=samples.described(mllm, tokenizer),
+        )
+        made = {"captioner": mllm}
     elif config.part == "stage2":
         mllm = _load(MLLM, model_dir / "stage2" / "mllm", None)
         aligner = _with_reconstruction(
@@ -371,7 +390,10 @@ def export(workspace: Path, out: Path) -> None:
         "text_encoder": _load(CLIPTextModel, model_dir / "text_encoder", None),
         "judge": _load(Judge, model_dir / "judge", None),
     }
-    if (model_dir / "segmenter").is_dir():  # trained beside the rest, or not
+    # Trained beside the rest, or not.
+    if (model_dir / "captioner").is_dir():
+        beside["captioner"] = _load(MLLM, model_dir / "captioner", None)
+    if (model_dir / "segmenter").is_dir():
         beside["segmenter"] = _load(CLIPSegForImageSegmentation, model_dir / "segmenter", None)
     for name, module in beside.items():
         module.to(torch.bfloat16).save_pretrained(out / name)  # pyright: ignore[reportCallIssue]
