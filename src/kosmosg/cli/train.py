@@ -139,9 +139,10 @@ def train(
     """
     from kosmosg import config as configuration
     from kosmosg.cli.options import prepare_libraries
-    from kosmosg.recipes import Recipe
 
     prepare_libraries()
+    from kosmosg.recipes import Recipe
+
     words = [*(changes or []), *([] if device is None else [f"device={device}"])]
     if recipe == subject.RECIPE:
         subject.tune(

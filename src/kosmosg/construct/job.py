@@ -21,7 +21,9 @@ from kosmosg.data.skips import Skips
 from kosmosg.data.tars import check_key, write_shard
 from kosmosg.errors import ConfigError, DataError
 
-PHASH = "phash"  # among a record's provenance: the perceptual hash of its target picture
+# Among a record's provenance: the perceptual hash of its target picture; an edit's is followed by
+# those of the pictures before and 64 bits of its instruction.
+PHASH = "phash"
 TELL_S = 0.5
 
 # Yields the records of a unit of the run's kind. One that is bad goes to the skips, one that a rule

@@ -76,7 +76,8 @@ def is_held(run_dir: Path) -> bool:
 def _make_empty(run_dir: Path) -> None:
     found = {path.name for path in run_dir.iterdir()} - {".lock", SHARDS_NAME}
     saved = [path for path in run_dir.glob("checkpoints/*") if not path.name.startswith(".")]
-    if CONFIG_NAME in found and found <= TRACES and not saved:
+    ours = {name for name in found if name in TRACES or name.startswith("bad-step-")}
+    if CONFIG_NAME in found and found == ours and not saved:
         for name in found:
             path = run_dir / name
             shutil.rmtree(path) if path.is_dir() else path.unlink()
