@@ -12,12 +12,13 @@ from safetensors import SafetensorError
 from kosmosg import config, release
 from kosmosg.convert import writing
 from kosmosg.data.converted import with_shards
-from kosmosg.data.sources import DataConfig, RowSizes, open_stream
+from kosmosg.data.sources import DataConfig, RowSizes, open_stream, open_validation
 from kosmosg.errors import CheckpointError, ConfigError
 from kosmosg.model.alignernet import AlignerNet
 from kosmosg.model.image_decoder import ImageDecoder, scheduler
 from kosmosg.model.kosmosg import KosmosG
 from kosmosg.model.mllm import MLLM
+from kosmosg.pipeline import KosmosGPipeline
 from kosmosg.tokenizer import DICTIONARY_FILE, Tokenizer
 from kosmosg.train import towers
 from kosmosg.train.loading import (
@@ -29,12 +30,14 @@ from kosmosg.train.loading import (
 )
 from kosmosg.train.run import Parts, StageConfig, target_size
 from kosmosg.train.rundir import SHARDS_NAME
+from kosmosg.train.samples import of_prompts
 from kosmosg.train.stage1_language import LanguageConfig
 from kosmosg.train.stage2_align import AlignConfig
 from kosmosg.train.stage3_instruct import InstructConfig
 
 _FROZEN_PARTS = frozenset({"aligner", "unet", "vae", "scheduler", towers.FOLDER})
 # Of a released part these may be others than it was made with; the rest are its weights' shapes.
+NUM_SAMPLES = 8
 DROPOUTS = frozenset({"dropout", "attention_dropout", "resampler_dropout"})
 
 
@@ -106,17 +109,24 @@ def start(
     if run_dir is not None:
         data = with_shards(data, run_dir / SHARDS_NAME)
     sizes = RowSizes(tokenizer=tokenizer, num_latents=mllm.config["num_latents"])
+    validation = open_validation(data, stage=stage.kind, sizes=sizes)
+    decoder = samples = None
+    if isinstance(stage, InstructConfig) and isinstance(reader, KosmosG):
+        decoder = _decoder(directory, model, reader)
+        if validation is not None:
+            pipe = _pipeline(directory, reader, decoder, tokenizer)
+            samples = of_prompts(pipe, validation.batch(0, NUM_SAMPLES))
     return Parts(
         model=reader,
         tokenizer=tokenizer,
         stream=open_stream(data, stage=stage.kind, sizes=sizes),
         workers=data.workers,
+        validation=validation,
+        samples=samples,
         text_tower=None
         if isinstance(stage, LanguageConfig | InstructConfig)
         else _text_tower(directory, model, tokenizer),
-        image_decoder=_decoder(directory, model, reader)
-        if isinstance(stage, InstructConfig) and isinstance(reader, KosmosG)
-        else None,
+        image_decoder=decoder,
     )
 
 
@@ -193,6 +203,25 @@ def _aligner(
 def _decoder(directory: Path | None, model: ModelConfig, reader: KosmosG) -> ImageDecoder:
     embed_dim = reader.aligner.config["embed_dim"]
     return load_decoder(directory, model.base, embed_dim=embed_dim, dtype=frozen_type(model))
+
+
+def _pipeline(
+    directory: Path | None, reader: KosmosG, decoder: ImageDecoder, tokenizer: Tokenizer
+) -> KosmosGPipeline:
+    """Return what draws with the very parts that learn, by the release's own defaults."""
+    side = target_size(decoder)
+    defaults = release.GenerationConfig(height=side, width=side)
+    if directory is not None and (directory / release.GENERATION_FILE).is_file():
+        defaults = release.read_generation_config(directory)
+    return KosmosGPipeline(
+        mllm=reader.mllm,
+        aligner=reader.aligner,
+        unet=decoder.unet,
+        vae=decoder.vae,
+        scheduler=scheduler("dpms"),
+        tokenizer=tokenizer,
+        generation_config=defaults,
+    )
 
 
 def _text_tower(
