@@ -122,6 +122,7 @@ def instruct(side: int = SIDE, seen: int = SEEN) -> InstructStage:
         image_decoder=decoder,
         trainable=(),
         condition_drop=0.0,
+        loss_weighting="uniform",
         min_snr_gamma=None,
     )
 

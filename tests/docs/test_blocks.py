@@ -27,6 +27,7 @@ PAGES = ["README.md"] + [
         "data-formats",
         "construct",
         "training",
+        "sds",
         "toyworld",
         "verify",
         "results",

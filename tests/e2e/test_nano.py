@@ -77,7 +77,7 @@ def test_what_ships_generates_a_picture(workspace: Path, tmp_path: Path) -> None
 
 def test_parts_draw_what_they_can_do_by_now(workspace: Path) -> None:
     drawn = sorted(path.parts[-3] for path in workspace.glob("runs/*/samples/step-00000002.png"))
-    assert drawn == ["stage1", "stage2", "stage3", "unet", "vae"]
+    assert drawn == ["captioner", "stage1", "stage2", "stage3", "unet", "vae"]
     with Image.open(workspace / "runs/stage3/samples/step-00000002.png") as sheet:
         pictures = sheet.convert("RGB")
     # The first row: wanted, drawn, shown. A white column would be a picture that is not there.

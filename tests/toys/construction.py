@@ -3,16 +3,18 @@
 `python -m toys.construction OUTPUT NUM_UNITS NUM_RECORDS WORKERS WORD` runs a job of them.
 """
 
+import ctypes
 import os
 import signal
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from kosmosg.construct.executor import Summary, run
 from kosmosg.construct.job import Worker, describe
+from kosmosg.construct.journal import Journal
 from kosmosg.construct.unit import Unit
 from kosmosg.data.records import Caption, Record
 from kosmosg.data.skips import Skips
@@ -33,15 +35,20 @@ class Words(Unit):
 
 @dataclass(frozen=True)
 class MakeReader:
-    """Makes workers; `flags` is where they leave their marks, `word` what each does when made."""
+    """Makes workers; `flags` is where they leave their marks, `word` what each does when made.
+
+    A worker reads words one by one and acts upon them a batch at a time; "decode:WORD" is acted
+    upon when it is read.
+    """
 
     flags: Path
     word: str = "live"
+    batch_size: int = 1
 
     def __call__(self) -> Worker:
         (self.flags / f"made-{os.getpid()}").touch()
         act(self.word, self.flags)
-        return Reader(self.flags)
+        return Reader(self.flags, self.batch_size)
 
 
 def made(flags: Path) -> list[int]:
@@ -52,29 +59,43 @@ def made(flags: Path) -> list[int]:
 @dataclass(frozen=True)
 class Reader:
     flags: Path
+    batch_size: int
 
-    def __call__(self, unit: Words, skips: Skips) -> Iterator[Record]:
-        for key, word in zip(unit.keys, unit.words, strict=True):
-            try:
-                yield self._one(key, word)
-            except DataError as error:
-                skips.skip(error)
-            except ArithmeticError as error:
-                skips.skip(DataError(f"{key}: {describe(error)}", reason=type(error).__name__))
+    def __call__(self, unit: Words, skips: Skips, journal: Journal) -> Iterator[Record]:
+        read = self._read(journal.each(zip(unit.keys, unit.words, strict=True), skips))
+        for batch in journal.batches(read, self.batch_size):
+            for one in batch:
+                try:
+                    yield self._one(one.key, one.text)
+                except DataError as error:
+                    skips.skip(error)
+                except ArithmeticError as error:
+                    what = f"{one.key}: {describe(error)}"
+                    skips.skip(DataError(what, reason=type(error).__name__))
         if "stumble" in unit.words and not (self.flags / "stumbled").exists():
             (self.flags / "stumbled").touch()
             raise RuntimeError("the server is away")
         if "fall" in unit.words:
             raise RuntimeError("the server is gone")
+        journal.at()
+        for word in unit.words:
+            if word.startswith("end "):
+                act(word.removeprefix("end "), self.flags)
         if "leave" in unit.words:
             raise DataError(f"unit {unit.name} ends in the middle", reason="cut off")
+
+    def _read(self, words: Iterator[tuple[str, str]]) -> Iterator[Caption]:
+        for key, word in words:
+            if word.startswith("decode:"):
+                act(word.removeprefix("decode:"), self.flags)
+            yield Caption(key=key, text=word)
 
     def _one(self, key: str, word: str) -> Record:
         if word == "bad":
             raise DataError(f"record {key} is bad", reason="bad word")
         if word == "blank key":
             return Caption(key="no key", text=word)
-        act(word, self.flags)
+        act("die" if word == f"die at {key}" else word, self.flags)
         return Caption(key=key, text=word)
 
 
@@ -89,9 +110,19 @@ def act(word: str, flags: Path) -> None:
             time.sleep(float(value))
         case "die":
             os.kill(os.getpid(), signal.SIGKILL)
+        case "segfault":
+            ctypes.string_at(0)
         case "once" if not (flags / value).exists():  # dies the first time that it is read
             (flags / value).touch()
             os.kill(os.getpid(), signal.SIGKILL)
+
+
+def until(what: Callable[[], object], seconds: float = 60) -> None:
+    """Wait; without an end a thread that waits would keep the interpreter from ending."""
+    end = time.monotonic() + seconds
+    while not what():
+        assert time.monotonic() < end, "it never came"
+        time.sleep(0.05)
 
 
 def units_of(*words: Sequence[str]) -> list[Words]:
@@ -111,7 +142,7 @@ def keys_in(output: Path) -> list[str]:
 
 
 def leftovers(output: Path) -> list[str]:
-    return [path.name for path in output.glob("*.part")]
+    return [path.name for path in output.glob("*") if path.suffix in (".part", ".journal")]
 
 
 if __name__ == "__main__":

@@ -1,9 +1,10 @@
+import hashlib
 import json
 import resource
 
 import pytest
+import safetensors.torch
 import torch
-from torch import nn
 
 from kosmosg import checkpoint
 from kosmosg.errors import CheckpointError
@@ -60,7 +61,7 @@ def test_saving_the_same_step_again_replaces_it(tmp_path):
 def test_a_torn_newest_checkpoint_falls_back_to_the_one_before(tmp_path, harm):
     save(tmp_path, 1)
     newest = save(tmp_path, 2)
-    victim = newest / "weights.safetensors"
+    (victim,) = newest.glob("*.safetensors")
     data = victim.read_bytes()
     match harm:
         case "cut":
@@ -89,7 +90,7 @@ def test_another_format_version_is_named(tmp_path):
     path = save(tmp_path, 1)
     manifest = json.loads((path / "manifest.json").read_text())
     (path / "manifest.json").write_text(json.dumps(manifest | {"format_version": 99}))
-    with pytest.raises(CheckpointError, match="format version 99, this program reads version 1"):
+    with pytest.raises(CheckpointError, match="format version 99, this program reads version 2"):
         checkpoint.load_training_state(path)
 
 
@@ -115,33 +116,48 @@ def test_a_full_disk_is_one_clear_line_and_costs_nothing(tmp_path):
     assert list(tmp_path.rglob("*.tmp")) == []
 
 
+def seal(path, name, data):
+    """Write a file as if the checkpoint had been made with it."""
+    (path / name).write_bytes(data)
+    manifest = json.loads((path / "manifest.json").read_text())
+    manifest["sha256"][name] = hashlib.sha256(data).hexdigest()
+    (path / "manifest.json").write_text(json.dumps(manifest))
+
+
 def test_a_checkpoint_whose_weights_are_no_weights_is_refused(tmp_path):
-    path = save(tmp_path, 1)
-    checkpoint.write_directory(
-        path, checkpoint.read_directory(path) | {"weights.safetensors": b"not weights"}
-    )
+    path = save(tmp_path, 7)
+    (weights,) = path.glob("*.safetensors")
+    seal(path, weights.name, b"not weights")
     with pytest.raises(CheckpointError, match="is not a safetensors file"):
         checkpoint.load_training_state(path)
-    checkpoint.write_directory(path, {"state.json": b"{}"})
+    seal(path, "state.json", b"{}")
     with pytest.raises(CheckpointError, match="it is not a training checkpoint"):
         checkpoint.load_training_state(path)
 
 
-def test_loading_is_strict_and_names_what_differs():
-    model = nn.Linear(2, 3)
-    good = {"weight": torch.ones(3, 2), "bias": torch.ones(3)}
-    checkpoint.load_weights(model, good, source="here")
-    assert model.weight.detach().equal(torch.ones(3, 2))
-    with pytest.raises(CheckpointError, match=r"here .*missing bias; unexpected extra"):
-        checkpoint.load_weights(
-            model, {"weight": good["weight"], "extra": torch.ones(1)}, source="here"
-        )
-    with pytest.raises(CheckpointError, match=r"bias has shape \(4,\), Linear expects \(3,\)"):
-        checkpoint.load_weights(model, good | {"bias": torch.ones(4)}, source="here")
+def test_reading_is_strict_and_names_what_differs(tmp_path):
+    path = save(tmp_path, 1)
+    room = {name: torch.zeros_like(value) for name, value in state(0).tensors().items()}
+    checkpoint.read_into(path, room)
+    assert all(value.equal(room[name]) for name, value in state(1).tensors().items())
+    other = {name: value for name, value in room.items() if name != "average/a"}
+    with pytest.raises(CheckpointError, match=r"missing weights/b; unexpected average/a"):
+        checkpoint.read_into(path, other | {"weights/b": torch.zeros(1)})
+    with pytest.raises(
+        CheckpointError, match=r"weights/a has shape \(3,\), the run expects \(4,\)"
+    ):
+        checkpoint.read_into(path, room | {"weights/a": torch.zeros(4)})
 
 
-def test_a_tied_tensor_needs_one_of_its_names():
-    model = nn.ModuleDict({"table": nn.Embedding(4, 2), "head": nn.Linear(2, 4, bias=False)})
-    model["head"].weight = model["table"].weight
-    checkpoint.load_weights(model, {"table.weight": torch.ones(4, 2)}, source="here")
-    assert model["head"].weight.detach().equal(torch.ones(4, 2))
+def test_some_are_kept_for_good(tmp_path):
+    for step in range(1, 8):
+        checkpoint.save_training_state(tmp_path, state(step), config={}, keep=2, keep_every=3)
+    names = sorted(path.name for path in (tmp_path / "checkpoints").iterdir())
+    assert names == ["step-00000003", "step-00000006", "step-00000007"]
+
+
+def test_no_file_holds_a_pickle_and_any_reader_of_safetensors_can_look(tmp_path):
+    path = save(tmp_path, 1)
+    assert {one.suffix for one in path.iterdir()} == {".json", ".safetensors"}
+    (weights,) = path.glob("*.safetensors")
+    assert safetensors.torch.load_file(weights)["weights/a"].equal(torch.ones(3))

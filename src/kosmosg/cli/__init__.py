@@ -25,6 +25,7 @@ from kosmosg.cli import (
     evaluate,
     generate,
     replay,
+    runs,
     tools,
     train,
     verify,
@@ -42,7 +43,7 @@ app = typer.Typer(
 )
 for _noun in (
     *(generate, replay, encode, caption, convert, tools, verify),
-    *(construct, train, evaluate, data),
+    *(construct, train, runs, evaluate, data),
 ):
     app.add_typer(_noun.app)
 

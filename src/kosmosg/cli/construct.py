@@ -1,16 +1,17 @@
 """`kosmosg construct`: from pictures to shards of training examples."""
 
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from kosmosg.cli import data_convert, screening
-from kosmosg.cli.data_convert import check_apart
+from kosmosg.cli import edits, screening
+from kosmosg.cli.data_convert import check_apart, tell_left_out
 from kosmosg.cli.data_tables import many
+from kosmosg.cli.screening import Bad, Evaluation, decisive
 from kosmosg.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -22,6 +23,7 @@ app = typer.Typer(
     name="construct",
     help="Make training examples of pictures: caption, entities, masks.",
 )
+app.add_typer(edits.app)
 app.add_typer(screening.app)
 
 Input = Annotated[
@@ -68,34 +70,7 @@ Address = Annotated[
     str | None, typer.Option(help="Of the Ray cluster.", show_default="one on this machine")
 ]
 Gpus = Annotated[float, typer.Option(min=0, help="GPUs of each Ray actor; 0.5 has two share one.")]
-Bad = Annotated[
-    float,
-    typer.Option(min=0, max=1, help="The share of bad pictures beyond which to stop."),
-]
-PictureFormat = Annotated[
-    Literal["jpg", "png"],
-    typer.Option(help="jpg (quality 95) for photographs; png keeps every pixel."),
-]
-Evaluation = Annotated[
-    list[Path] | None,
-    typer.Option(
-        "--evaluation-set",
-        metavar="FILE",
-        help="Hashes of pictures that become no examples; kosmosg construct hashes makes it. May "
-        "be given again.",
-        show_default=False,
-    ),
-]
 Limit = Annotated[int | None, typer.Option(min=1, help="Only the first so many shards, to try.")]
-
-
-# Fields that change no record: a run may go on on another machine, or with another server.
-_ELSEWHERE = frozenset(
-    {
-        *("device", "directory", "hub", "url", "key_variable", "timeout_s", "retries"),
-        *("first_wait_s", "parallel"),
-    }
-)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -192,47 +167,6 @@ def folder(
         _construct(chosen, pictures, output, "folder", how, tables=[], limit=limit)
 
 
-@app.command()
-def instructpix2pix(
-    source: Annotated[
-        Path, typer.Argument(metavar="INPUT", help="InstructPix2Pix's folder.", show_default=False)
-    ],
-    output: Annotated[
-        Path, typer.Option("-o", "--output", help="The folder of the shards.", show_default=False)
-    ],
-    pictures: PictureFormat = "jpg",
-    bad: Bad = 0.1,
-) -> None:
-    """Make edits of InstructPix2Pix's folders; no model looks at them.
-
-    The same as `kosmosg data convert instructpix2pix`, which has more options.
-    """
-    data_convert.convert("instructpix2pix", source, output, pictures=pictures, bad=bad)
-
-
-@app.command()
-def pairs(
-    source: Annotated[
-        Path,
-        typer.Argument(
-            metavar="INPUT",
-            help="A folder with target/ and control/, or control_1/ and so on, and NAME.txt.",
-            show_default=False,
-        ),
-    ],
-    output: Annotated[
-        Path, typer.Option("-o", "--output", help="The folder of the shards.", show_default=False)
-    ],
-    pictures: PictureFormat = "jpg",
-    bad: Bad = 0.1,
-) -> None:
-    """Make edits of targets and their controls; no model looks at them.
-
-    The same as `kosmosg data convert folders`, which has more options.
-    """
-    data_convert.convert("folders", source, output, pictures=pictures, bad=bad)
-
-
 def _configured(path: Path | None, recipe: str, changes: Sequence[str]) -> "ConstructConfig":
     """Return the configuration of a file or recipe with the changes applied."""
     from kosmosg import config as configuration
@@ -298,7 +232,7 @@ def _construct(
         workers=how.workers,
         kind=how.kind,
         skips_limit=how.bad,
-        config=_without(decides, _ELSEWHERE),
+        config=decisive(decides),
         pictures=config.pictures,
         address=how.address,
         gpus=how.gpus,
@@ -309,26 +243,11 @@ def _construct(
         raise typer.Exit(1)
 
 
-def _without(tree: Mapping[str, Any], names: frozenset[str]) -> dict[str, Any]:
-    return {
-        name: _without(value, names) if isinstance(value, dict) else value
-        for name, value in tree.items()
-        if name not in names
-    }
-
-
 def _tell(summary: "Summary") -> None:
-    from kosmosg.data.looking import plain
-
     counts = summary.counts
     found = f"{many(counts.records, 'example')} in {many(summary.done, 'shard')}"
     print(found, file=sys.stderr)
-    for reason, count in sorted(counts.skipped.items()):
-        example = plain(counts.named[reason][0])
-        print(f"left out: {count} {reason}, such as {example}", file=sys.stderr)
-    for reason, count in sorted(counts.dropped.items()):
-        example = f", such as {plain(counts.named[reason][0])}" if reason in counts.named else ""
-        print(f"dropped: {count} {reason}{example}", file=sys.stderr)
+    tell_left_out(counts.skipped, counts.dropped, counts.named)
 
 
 def _licences(tables: Sequence[Path], output: Path) -> "Licences | None":

@@ -1,9 +1,10 @@
 """`kosmosg data convert`: other people's formats to shards, stopped and begun again at will."""
 
+import hashlib
 import json
 import sys
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from difflib import get_close_matches
 from itertools import chain, islice
 from pathlib import Path
@@ -23,14 +24,18 @@ STATS = "stats.json"
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Settings:
-    """What decides which record goes into which shard; a directory is made with one of it."""
+class Settings:
+    """What decides which record goes into which shard; a directory is made with one of it.
+
+    `screen` is what says which records `Screen.records` drops.
+    """
 
     format: str
-    per_shard: int
-    pictures: Literal["jpg", "png"]
-    limit: int | None
-    documents: Literal["file", "paragraph", "line"] | None
+    per_shard: int = 1000
+    pictures: Literal["jpg", "png"] = "jpg"
+    limit: int | None = None
+    documents: Literal["file", "paragraph", "line"] | None = None
+    screen: Mapping[str, Any] | None = None
 
 
 def convert(
@@ -86,20 +91,47 @@ def convert(
       kosmosg data convert folders my-edits/ -o shards/edits --pictures png
       kosmosg data convert text books/ -o shards/books --documents paragraph
     """  # noqa: D301 -- click's mark for text to be kept as it is
-    from kosmosg.construct.output import hold
     from kosmosg.data.readers.formats import READERS, detect
-    from kosmosg.data.skips import Skips
 
     name = detect(source) if format_name == "auto" else _known(format_name, [*READERS, "auto"])
     if documents is not None and name != "text":
         raise ConfigError(f"--documents is of text, not of {name}; leave it out")
-    check_apart(source, output)
-    settings = _Settings(
+    settings = Settings(
         format=name, per_shard=per_shard, pictures=pictures, limit=limit, documents=documents
     )
+    convert_to(source, output, settings, bad=bad)
+
+
+def convert_to(
+    source: Path,
+    output: Path,
+    settings: Settings,
+    *,
+    bad: float,
+    screen: "Callable[[Iterator[Any], Skips], Iterator[Any]] | None" = None,
+) -> None:
+    """Write the shards of one format, and print their directory.
+
+    Args:
+        source: What `settings.format` reads.
+        output: Where shards go, and beside each its json if there is a screen.
+        settings: Of the directory.
+        bad: The share of bad records beyond which to stop.
+        screen: Drops records, and gives the others their hashes.
+
+    Raises:
+        ConfigError: If the directory is below the input or was begun otherwise.
+        DataError: If too many records are bad, or none is left.
+    """
+    from kosmosg.construct.output import hold
+    from kosmosg.data.readers.formats import READERS
+    from kosmosg.data.skips import Skips
+
+    check_apart(source, output)
     skips = Skips(limit=bad)
-    options = {} if documents is None else {"documents": documents}
-    records = islice(READERS[name](source, skips=skips, **options), limit)
+    options = {} if settings.documents is None else {"documents": settings.documents}
+    records = READERS[settings.format](source, skips=skips, **options)
+    records = islice(records if screen is None else screen(records, skips), settings.limit)
     counts = {"shards": 0, "records": 0}
     is_done = False
     with hold(output):
@@ -111,14 +143,15 @@ def convert(
             _note(output, settings, skips, {**counts, "done": is_done})
             _tell(skips, counts)
     if not counts["records"]:
-        raise DataError(f"{source} gave no record; left out: {str(skips) or 'nothing'}")
+        left_out = ", ".join(f"{n} {why}" for why, n in (skips.reasons + skips.dropped).items())
+        raise DataError(f"{source} gave no record; left out: {left_out or 'nothing'}")
     print(output)
 
 
 def _write(
     records: "Iterator[Record]",
     output: Path,
-    settings: _Settings,
+    settings: Settings,
     skips: "Skips",
     counts: dict[str, int],
 ) -> None:
@@ -132,9 +165,11 @@ def _write(
         records = iter(bar)
         while (first := next(records, None)) is not None:
             path = output / f"{settings.format}-{counts['shards']:06d}.tar"
-            shard = _unique(first, islice(records, settings.per_shard - 1), skips)
+            note = _ShardNote(path=path, settings=settings)
+            shard = note.of(_unique(first, islice(records, settings.per_shard - 1), skips))
             if path.is_file():
-                keys = [record.key for record in shard]
+                found = note.repeats()
+                keys = [record.key for record in shard if record.key not in found]
                 if keys != [sample.key for sample in read_index(path)]:
                     raise ConfigError(
                         f"{path} holds other records than this input gives for it; remove it, or"
@@ -142,6 +177,7 @@ def _write(
                     )
                 written = len(keys)
             else:
+                note.remove()
                 written = write_shard(
                     path,
                     (
@@ -149,9 +185,69 @@ def _write(
                         for record in shard
                     ),
                 )
+            note.write(written)
             counts["shards"] += 1
             counts["records"] += written
             _note(output, settings, skips, {**counts, "done": False})
+
+
+@dataclass(frozen=True, kw_only=True)
+class _ShardNote:
+    """The json beside a shard of screened records, by which duplicates among shards are found."""
+
+    path: Path
+    settings: Settings
+    phashes: dict[str, str] = field(default_factory=dict[str, str])
+
+    def of(self, records: "Iterator[Record]") -> "Iterator[Record]":
+        """Yield the records, and keep their hashes."""
+        from kosmosg.construct.job import PHASH
+
+        for record in records:
+            if PHASH in record.provenance:
+                self.phashes[record.key] = record.provenance[PHASH]
+            yield record
+
+    def repeats(self) -> Mapping[str, str]:
+        """Return the records that were dropped from the shard since it was made."""
+        from kosmosg.construct.job import read_stats
+
+        try:
+            return read_stats(self._file).duplicates if self._is_wanted else {}
+        except FileNotFoundError:
+            return {}
+
+    def remove(self) -> None:
+        """Remove the json of a shard that is no more."""
+        if self._is_wanted:
+            self._file.unlink(missing_ok=True)
+
+    def write(self, records: int) -> None:
+        """Write the json, unless it is there."""
+        from kosmosg.construct.job import Counts, Stats, versions, write_json
+
+        if not self._is_wanted or self._file.is_file():
+            return
+        config = asdict(self.settings)
+        stats = Stats(
+            unit=self.path.stem,
+            counts=Counts(records=records),
+            seconds=0.0,
+            bytes=self.path.stat().st_size,
+            sum=hashlib.sha256(json.dumps(config, sort_keys=True).encode()).hexdigest(),
+            config=config,
+            versions=versions(),
+            phashes=self.phashes,
+        )
+        write_json(self._file, stats)
+
+    @property
+    def _is_wanted(self) -> bool:
+        return self.settings.screen is not None
+
+    @property
+    def _file(self) -> Path:
+        return self.path.with_suffix(".json")
 
 
 def _unique(first: "Record", others: "Iterator[Record]", skips: "Skips") -> "Iterator[Record]":
@@ -183,7 +279,7 @@ def check_apart(source: Path, output: Path) -> None:
         raise ConfigError(f"{output} is inside {source}; write to a directory beside it")
 
 
-def _begin(output: Path, settings: _Settings) -> None:
+def _begin(output: Path, settings: Settings) -> None:
     """Pass a directory that is empty, or was begun in the same way, or in which no shard came."""
     path = output / STATS
     if not path.is_file():
@@ -193,7 +289,8 @@ def _begin(output: Path, settings: _Settings) -> None:
         before = {**noted["settings"]}
     except (ValueError, RecursionError, KeyError, TypeError):
         raise ConfigError(f"{path} is not of this command; name another directory") from None
-    changed = {name: now for name, now in asdict(settings).items() if before.get(name) != now}
+    wanted = json.loads(json.dumps(asdict(settings)))
+    changed = {name: now for name, now in wanted.items() if before.get(name) != now}
     if changed and any(output.glob("*.tar")):
         then = ", ".join(f"{name}={before.get(name)}" for name in changed)
         now = ", ".join(f"{name}={value}" for name, value in changed.items())
@@ -203,7 +300,7 @@ def _begin(output: Path, settings: _Settings) -> None:
         )
 
 
-def _note(output: Path, settings: _Settings, skips: "Skips", counts: dict[str, Any]) -> None:
+def _note(output: Path, settings: Settings, skips: "Skips", counts: dict[str, Any]) -> None:
     noted = {
         **counts,
         "settings": asdict(settings),
@@ -216,14 +313,19 @@ def _note(output: Path, settings: _Settings, skips: "Skips", counts: dict[str, A
 
 
 def _tell(skips: "Skips", counts: dict[str, int]) -> None:
-    from kosmosg.data.looking import plain
-
     print(
         f"{many(counts['records'], 'record')} in {many(counts['shards'], 'shard')}", file=sys.stderr
     )
-    for reason, count in skips.reasons.most_common():
-        print(
-            f"left out: {count} {reason}, such as {plain(skips.named[reason][0])}", file=sys.stderr
-        )
-    for reason, count in skips.dropped.most_common():
-        print(f"dropped: {count} {reason}", file=sys.stderr)
+    tell_left_out(skips.reasons, skips.dropped, skips.named)
+
+
+def tell_left_out(
+    skipped: Mapping[str, int], dropped: Mapping[str, int], named: Mapping[str, Sequence[str]]
+) -> None:
+    """Say how many records were left out and why, the commonest reason first."""
+    from kosmosg.data.looking import plain
+
+    for what, reasons in (("left out", skipped), ("dropped", dropped)):
+        for reason, count in sorted(reasons.items(), key=lambda one: (-one[1], one[0])):
+            example = f", such as {plain(named[reason][0])}" if reason in named else ""
+            print(f"{what}: {count} {reason}{example}", file=sys.stderr)

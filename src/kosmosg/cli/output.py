@@ -11,7 +11,7 @@ SUFFIXES = {
     ".png": "pictures are written as PNG",
     ".safetensors": "conditions are safetensors",
     ".txt": "hashes are text",
-    ".html": "a preview is a page of HTML",
+    ".html": "pages are written as HTML",
 }
 
 

@@ -100,6 +100,8 @@ def mllm_captioner(
 def load_speaker(directory: Path) -> MLLM:
     """Return the MLLM that last learnt to predict words: stage 3 teaches it to paint instead.
 
+    That is a captioner, if there is one, or the MLLM as it was before stage 3.
+
     Raises:
         CheckpointError: If it is missing or damaged.
     """
@@ -112,4 +114,5 @@ def load_speaker(directory: Path) -> MLLM:
 
 def speaker_part(directory: Path) -> str:
     """Return which part of a model's directory `load_speaker` reads."""
-    return "stage2/mllm" if (directory / "stage2" / "mllm").is_dir() else "mllm"
+    parts = ("captioner", "stage2/mllm")
+    return next((part for part in parts if (directory / part).is_dir()), "mllm")

@@ -1,7 +1,6 @@
 """A unit of pictures to the examples of its shard: what a worker does, again and again."""
 
 import dataclasses
-import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
@@ -11,6 +10,7 @@ from kosmosg.construct.example import NO_ENTITIES, NOT_FOUND, Source, Steps, con
 from kosmosg.construct.filters import Judge
 from kosmosg.construct.folder import FolderUnit, TarUnit, sources_of
 from kosmosg.construct.job import describe
+from kosmosg.construct.journal import Journal
 from kosmosg.construct.leaks import Leaks
 from kosmosg.construct.models import load, load_filter
 from kosmosg.construct.openimages import Licences
@@ -40,19 +40,29 @@ class MakeWorker:
     licences: Licences | None = None
     leaks: Leaks | None = None
 
-    def __call__(self) -> Callable[[PictureUnit, Skips], Iterator[Example]]:
+    def __call__(self) -> Callable[[PictureUnit, Skips, Journal], Iterator[Example]]:
         """Return the worker: from a unit to its examples."""
         steps, judge = load(self.config), load_filter(self.config)
-        return lambda unit, skips: screened(
-            self._examples(unit, skips, steps, judge), self.config.filters, self.leaks, skips
+        return lambda unit, skips, journal: screened(
+            self._examples(unit, skips, journal, steps, judge),
+            self.config.filters,
+            self.leaks,
+            skips,
         )
 
     def _examples(
-        self, unit: PictureUnit, skips: Skips, steps: Steps, judge: Judge | None
+        self,
+        unit: PictureUnit,
+        skips: Skips,
+        journal: Journal,
+        steps: Steps,
+        judge: Judge | None,
     ) -> Iterator[Example]:
-        sources = sources_of(unit, skips, source=self.source, captions=self.config.captions)
+        sources = sources_of(
+            unit, skips, journal, source=self.source, captions=self.config.captions
+        )
         taken = passing(sources, self.config.filters, judge, skips)
-        while batch := list(itertools.islice(taken, self.config.batch_size)):
+        for batch in journal.batches(taken, self.config.batch_size):
             yield from examples(
                 self._told(batch), steps, self.config, skips, provenance=self.provenance
             )

@@ -170,6 +170,19 @@ class ConstructConfig:
             raise ConfigError("captions=made needs a captioner; name one, or give captions=beside")
 
 
+@dataclass(frozen=True, kw_only=True)
+class EditsConfig:
+    """From other people's edits to ours: only what is left out is to be chosen.
+
+    Args:
+        filters: What every picture of an edit, and its instruction as a caption, must be like.
+        device: Of `filters.classifier`: auto, cpu, cuda, cuda:N or mps.
+    """
+
+    filters: FilterConfig = field(default_factory=FilterConfig)
+    device: str = "auto"
+
+
 def paper() -> ConstructConfig:
     """Return the paper's models: BLIP-2 OPT-6.7b, MPT-7B-Instruct, CLIPSeg rd64-refined.
 

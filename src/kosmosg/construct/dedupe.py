@@ -1,4 +1,7 @@
-"""Near-duplicates among the records of many shards: found by their hashes, the first one stays."""
+"""Near-duplicates among the records of many shards: found by their hashes, the first one stays.
+
+A record may have several hashes; it repeats another if each is near the other's in its place.
+"""
 
 import dataclasses
 import re
@@ -24,7 +27,7 @@ from kosmosg.errors import ConfigError, DataError
 
 DUPLICATE = "near-duplicate"
 
-_HASH = re.compile(r"[0-9a-f]{16}")
+_HASHES = re.compile(r"[0-9a-f]{16}(?: [0-9a-f]{16})*")
 _BANDS, _BAND_BITS = MAX_DISTANCE + 1, 16
 
 
@@ -50,14 +53,18 @@ class Near:
 
     def find(self, one: int, distance: int) -> int | None:
         """Return the number of the first hash within so many bits; None if there is none."""
-        found: list[int] = []
+        return min(self.found(one, distance), default=None)
+
+    def found(self, one: int, distance: int) -> set[int]:
+        """Return the numbers of all hashes within so many bits."""
+        found: set[int] = set()
         for band, key in zip(self._bands, _keys(one), strict=True):
             if key in band:
                 numbers = np.frombuffer(band[key], np.uint32)
                 hashes = np.frombuffer(self._hashes, np.uint64)[numbers]
                 near = np.bitwise_count(hashes ^ np.uint64(one)) <= distance
-                found += [int(number) for number in numbers[near][:1]]
-        return min(found, default=None)
+                found.update(numbers[near].tolist())
+        return found
 
     def add(self, one: int) -> None:
         """Add a hash; they are numbered from 0."""
@@ -106,17 +113,22 @@ def decide(shards: Iterator[Stats], *, distance: int) -> dict[str, str]:
     Raises:
         DataError: If a hash is none.
     """
-    near, stays, repeats = Near(), list[str](), dict[str, str]()
+    near, stays, repeats = Near(), list[tuple[str, list[int]]](), dict[str, str]()
     for stats in shards:
         for key, text in stats.phashes.items():
             place = f"{stats.unit}:{key}"
-            one = _hash_of(text, place)
-            number = near.find(one, distance)
-            if number is None:
-                near.add(one)
-                stays.append(place)
+            first, *others = _hashes_of(text, place)
+            same = (
+                stays[number][0]
+                for number in sorted(near.found(first, distance))
+                if _are_near(others, stays[number][1], distance)
+            )
+            other = next(same, None)
+            if other is None:
+                near.add(first)
+                stays.append((place, others))
             else:
-                repeats[place] = stays[number]
+                repeats[place] = other
     return repeats
 
 
@@ -159,13 +171,19 @@ def _stats(output: Path, name: str) -> Stats:
     return stats
 
 
-def _hash_of(text: str, place: str) -> int:
-    if not _HASH.fullmatch(text):
+def _are_near(some: list[int], others: list[int], distance: int) -> bool:
+    return len(some) == len(others) and all(
+        (one ^ other).bit_count() <= distance for one, other in zip(some, others, strict=True)
+    )
+
+
+def _hashes_of(text: str, place: str) -> list[int]:
+    if not _HASHES.fullmatch(text):
         raise DataError(
             f"{place} has phash {text[:40]!r}, not 16 digits in hexadecimal; construct it again",
             reason="bad hash",
         )
-    return int(text, 16)
+    return [int(one, 16) for one in text.split()]
 
 
 def _keys(one: int) -> list[int]:

@@ -20,19 +20,20 @@ from kosmosg.construct.job import (
     Stats,
     Worker,
     read_done,
+    sum_of,
     versions,
     write_json,
 )
-from kosmosg.construct.output import hold, remove_leftovers, wait_for_workers
+from kosmosg.construct.journal import path_of, read_deaths
+from kosmosg.construct.output import hold, remove_journals, remove_leftovers, wait_for_workers
 from kosmosg.construct.processes import Died, Here, News, Pool, Processes, Ready
+from kosmosg.construct.tally import Tally
 from kosmosg.construct.unit import Unit
-from kosmosg.data.skips import NAMED
-from kosmosg.errors import ConfigError, DataError, KosmosGError
+from kosmosg.errors import ConfigError, KosmosGError
 
 SUMMARY = "summary"
-ATTEMPTS = 3  # at a unit, and at making a worker
-IN_A_ROW = 10  # units that fail, before the run stops
-LEAST = 100  # records that must have been seen before the share of bad ones is looked at
+ATTEMPTS = 3  # at a unit that dies between its records, and at making a worker
+IN_A_ROW = 10  # deaths at a unit while no record comes through; units that fail before a run stops
 
 _NAME = re.compile(r"[A-Za-z0-9_\-]+")
 
@@ -78,8 +79,10 @@ def run(
     """Turn each unit into OUTPUT/name.tar and OUTPUT/name.json, and return what came of all.
 
     Units that are done are left as they are, so the same command goes on after any end. A unit
-    whose worker dies is tried again, by a new one; after `ATTEMPTS` it is named as failed and the
-    others go on: look at `Summary.failed`.
+    whose worker dies is tried again, by a new one, and the records that it died of are worked on
+    alone; one that kills then as well is skipped. A unit that dies between records is named as
+    failed after `ATTEMPTS`, and so is one of which `IN_A_ROW` workers died while no record came
+    through; the others go on: look at `Summary.failed`.
 
     Args:
         make_worker: Called once in each process or actor, where models are loaded; it must be
@@ -107,7 +110,7 @@ def run(
             if state.queue:
                 with _pool(make_worker, job, workers, kind, address, gpus) as pool:
                     state.drive(pool, max(workers, 1))
-            state.check_limit()
+            state.tally.check()
         except BaseException as error:
             state.stopped = str(error) or type(error).__name__
             raise
@@ -120,23 +123,23 @@ class _Run:
     """Which units wait, who does which, and what came of those that are done."""
 
     def __init__(self, units: Sequence[Unit], job: Job, skips_limit: float) -> None:
-        self.job, self.num_units, self.limit = job, len(units), skips_limit
+        self.job, self.num_units, self.tally = job, len(units), Tally(skips_limit)
         self.queue: deque[Unit] = deque()
         self.busy: dict[int, Unit] = {}
         self.idle: list[int] = []
         self.attempts: Counter[str] = Counter()
+        self.named: Counter[str] = Counter()  # deaths of which the records are known
         self.stillborn, self.in_a_row = 0, 0
         self.failed: dict[str, str] = {}
         self.done, self.worker_seconds = 0, 0.0
         self.stopped: str | None = None
-        self.total, self.live = Counts(), dict[int, Counts]()
         for unit in units:
             stats = read_done(unit, job)
             if stats is None:
                 self.queue.append(unit)
             else:
-                self._add(stats)
-        self.begun, self.records_before = time.monotonic(), self.total.records
+                self._count(stats)
+        self.begun, self.records_before = time.monotonic(), self.tally.records
         # In a file each redraw is another line, so they come rarely there.
         interval = 0.5 if sys.stderr.isatty() else 30
         self.bar = tqdm(
@@ -162,31 +165,13 @@ class _Run:
                 pool.give(place, self.busy[place])
             self._show()
 
-    def check_limit(self) -> None:
-        """Pass a share of bad records that is within the limit.
-
-        Raises:
-            DataError: If it is not.
-        """
-        counts = _sum([self.total, *self.live.values()])
-        bad = sum(counts.skipped.values())
-        seen = counts.records + bad  # what a rule leaves out says nothing of the rest
-        if seen >= LEAST and bad > self.limit * seen:
-            reasons = Counter(counts.skipped).most_common()
-            raise DataError(
-                f"{bad} of {seen} records are bad, more than {self.limit:.0%}:"
-                f" {', '.join(f'{count} {reason}' for reason, count in reasons)}; such as:"
-                f" {counts.named[reasons[0][0]][0]}; repair the input, or raise the limit and give"
-                " the same command",
-                reason="too many left out",
-            )
-
     def close(self) -> None:
         """Finish the progress line, keep the summary, say how to go on."""
         self.bar.close()
         with contextlib.suppress(ConfigError):  # the next run will say so
             wait_for_workers(self.job.output)
         remove_leftovers(self.job.output)
+        remove_journals(self.job.output)
         try:
             write_json(self.job.output / f"{SUMMARY}.json", self.summary())
         except OSError:
@@ -203,7 +188,7 @@ class _Run:
             units=self.num_units,
             done=self.done,
             failed=self.failed,
-            counts=self.total,
+            counts=self.tally.done,
             seconds=round(time.monotonic() - self.begun, 3),
             worker_seconds=round(self.worker_seconds, 3),
             versions=versions(),
@@ -217,8 +202,8 @@ class _Run:
                 self.idle.append(place)
             case Counts():
                 if place in self.busy:
-                    self.live[place] = news
-                    self.check_limit()
+                    self.tally.see(place, self.busy[place].name, news)
+                    self.tally.check()
             case Stats():
                 self._leave(place)
                 self._finish(news)
@@ -238,7 +223,7 @@ class _Run:
             unit = self._leave(place)
             stats = read_done(unit, self.job)  # it may have died just after it had finished
             if stats is None:
-                self._again(unit, f"its worker died: {death.how}", may_try=True)
+                self._mourn(unit, f"its worker died: {death.how}")
             else:
                 self._finish(stats)
         else:
@@ -252,53 +237,58 @@ class _Run:
             pool.start(place)
 
     def _leave(self, place: int) -> Unit:
-        self.live.pop(place, None)
+        self.tally.leave(place)
         return self.busy.pop(place)
 
     def _finish(self, stats: Stats) -> None:
-        self._add(stats)
+        self.tally.forget(stats.unit)
+        self._count(stats)
         self.in_a_row = 0
         self.bar.update()
-        self.check_limit()
+        self.tally.check()
+
+    def _mourn(self, unit: Unit, why: str) -> None:
+        """Have the unit tried again without limit while its journal says that this is of use."""
+        deaths = read_deaths(path_of(self.job.output, unit.name), sum_of(unit, self.job))
+        self.tally.condemn(unit.name, deaths)
+        self.tally.check()
+        is_named = deaths.named > self.named[unit.name]
+        self.named[unit.name] = deaths.named
+        if not is_named:
+            self._again(unit, why, may_try=True)
+        elif deaths.in_a_row < IN_A_ROW:
+            self.queue.append(unit)
+        else:
+            self._fail(unit, f"{why}; so did {IN_A_ROW} in a row, and no record came through")
 
     def _again(self, unit: Unit, why: str, *, may_try: bool) -> None:
         self.attempts[unit.name] += 1
         if may_try and self.attempts[unit.name] < ATTEMPTS:
             self.queue.append(unit)  # behind the others: memory may be short only now
         else:
-            tries = f" ({ATTEMPTS} attempts)" if may_try else ""
-            self.failed[unit.name] = why + tries
-            tqdm.write(f"unit {unit.name} failed{tries}: {why}", file=sys.stderr)
-            self.in_a_row += 1
-            if self.in_a_row == IN_A_ROW:
-                raise KosmosGError(
-                    f"{IN_A_ROW} units in a row failed; the last: {why}; mend that, then give the"
-                    " same command"
-                )
+            self._fail(unit, why + (f" ({ATTEMPTS} attempts)" if may_try else ""))
 
-    def _add(self, stats: Stats) -> None:
-        self.total = _sum([self.total, stats.counts])
+    def _fail(self, unit: Unit, why: str) -> None:
+        self.tally.forget(unit.name)
+        self.failed[unit.name] = why
+        tqdm.write(f"unit {unit.name} failed: {why}", file=sys.stderr)
+        self.in_a_row += 1
+        if self.in_a_row == IN_A_ROW:
+            raise KosmosGError(
+                f"{IN_A_ROW} units in a row failed; the last: {why}; mend that, then give the same"
+                " command"
+            )
+
+    def _count(self, stats: Stats) -> None:
+        self.tally.add(stats.counts)
         self.worker_seconds += stats.seconds
         self.done += 1
 
     def _show(self) -> None:
-        records = _sum([self.total, *self.live.values()]).records
+        records = self.tally.records
         rate = (records - self.records_before) / max(time.monotonic() - self.begun, 1e-9)
         self.bar.set_postfix_str(f"{records} records, {rate:.1f} records/s", refresh=False)
         self.bar.update(0)
-
-
-def _sum(parts: Sequence[Counts]) -> Counts:
-    named: dict[str, list[str]] = {}
-    for part in parts:
-        for reason, said in part.named.items():
-            named[reason] = [*named.get(reason, []), *said][:NAMED]
-    return Counts(
-        records=sum(part.records for part in parts),
-        skipped=dict(sum((Counter(part.skipped) for part in parts), Counter[str]())),
-        dropped=dict(sum((Counter(part.dropped) for part in parts), Counter[str]())),
-        named=named,
-    )
 
 
 @contextlib.contextmanager

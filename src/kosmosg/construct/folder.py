@@ -9,6 +9,7 @@ from typing import Literal, TypeAlias
 from PIL import Image
 
 from kosmosg.construct.example import Source
+from kosmosg.construct.journal import Journal
 from kosmosg.construct.unit import Unit
 from kosmosg.data.readers.files import (
     PICTURES,
@@ -106,13 +107,19 @@ def _tar_units(named: Mapping[Path, str]) -> list[FolderUnit | TarUnit]:
 
 
 def sources_of(
-    unit: FolderUnit | TarUnit, skips: Skips, *, source: str, captions: Captions
+    unit: FolderUnit | TarUnit,
+    skips: Skips,
+    journal: Journal,
+    *,
+    source: str,
+    captions: Captions,
 ) -> Iterator[Source]:
     """Yield the pictures of a unit; what cannot be read is skipped.
 
     Args:
         unit: What `list_units` returned.
         skips: Where bad ones are counted.
+        journal: Where each is noted before it is read.
         source: The collection's name, for the provenance.
         captions: `beside` reads NAME.txt beside a picture, or a sample's txt or json.
 
@@ -120,7 +127,8 @@ def sources_of(
         DataError: If too many were skipped.
     """
     reader = _in_tar if isinstance(unit, TarUnit) else _in_folder
-    for key, name, read in reader(unit, skips):  # pyright: ignore[reportArgumentType]
+    found = reader(unit, skips)  # pyright: ignore[reportArgumentType]
+    for key, (name, read) in journal.each(found, skips):
         try:
             image, caption, known = read(captions == "beside")
         except DataError as error:
@@ -134,11 +142,11 @@ def sources_of(
 Read: TypeAlias = Callable[[bool], tuple[Image.Image, str | None, Mapping[str, str]]]
 
 
-def _in_folder(unit: FolderUnit, skips: Skips) -> Iterator[tuple[str, str, Read]]:
+def _in_folder(unit: FolderUnit, skips: Skips) -> Iterator[tuple[str, tuple[str, Read]]]:
     del skips  # nothing is read yet
     for name, key in zip(unit.names, unit.keys, strict=True):
         path = Path(unit.root, name)
-        yield key, path.stem, functools.partial(_read_file, path)
+        yield key, (path.stem, functools.partial(_read_file, path))
 
 
 def _read_file(path: Path, beside: bool) -> tuple[Image.Image, str | None, Mapping[str, str]]:
@@ -152,11 +160,11 @@ def _read_file(path: Path, beside: bool) -> tuple[Image.Image, str | None, Mappi
     return image, decode(data, str(text)).strip() or None, {}
 
 
-def _in_tar(unit: TarUnit, skips: Skips) -> Iterator[tuple[str, str, Read]]:
+def _in_tar(unit: TarUnit, skips: Skips) -> Iterator[tuple[str, tuple[str, Read]]]:
     for key, files in samples_of(Path(unit.path), skips):
         place = f"{unit.path}: sample {key[:80]!r}"
         read = functools.partial(_read_sample, place, files)
-        yield key_of(unit.stem, key), key.rpartition("/")[2], read
+        yield key_of(unit.stem, key), (key.rpartition("/")[2], read)
 
 
 def _read_sample(

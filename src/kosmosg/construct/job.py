@@ -6,12 +6,14 @@ import os
 import platform
 import time
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import closing
 from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
 from kosmosg.config import from_dict, to_dict
+from kosmosg.construct.journal import Journal, path_of
 from kosmosg.construct.unit import Unit
 from kosmosg.data.records import Record
 from kosmosg.data.samples import to_bytes
@@ -19,13 +21,15 @@ from kosmosg.data.skips import Skips
 from kosmosg.data.tars import check_key, write_shard
 from kosmosg.errors import ConfigError, DataError
 
-PHASH = "phash"  # among a record's provenance: the perceptual hash of its target picture
+# Among a record's provenance: the perceptual hash of its target picture; an edit's is followed by
+# those of the pictures before and 64 bits of its instruction.
+PHASH = "phash"
 TELL_S = 0.5
 
 # Yields the records of a unit of the run's kind. One that is bad goes to the skips, one that a rule
 # leaves out to their drops. An error that leaves the iterator means that the unit's other records
-# are lost: the unit fails.
-Worker: TypeAlias = Callable[[Any, Skips], Iterator[Record]]
+# are lost: the unit fails. Before it works on records it says so in the journal.
+Worker: TypeAlias = Callable[[Any, Skips, Journal], Iterator[Record]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -118,7 +122,7 @@ def read_done(unit: Unit, job: Job) -> Stats | None:
         size = shard_path(job.output, unit.name).stat().st_size
     except (FileNotFoundError, DataError):  # no json, one damaged by the disk, no shard
         return None
-    if stats.sum != _sum_of(unit, job):
+    if stats.sum != sum_of(unit, job):
         raise ConfigError(
             f"{stats_path(job.output, unit.name)} was made {_difference(stats.config, job.config)};"
             " go on as before, or write to another directory"
@@ -207,18 +211,21 @@ def _make(unit: Unit, worker: Worker, job: Job, tell: Callable[[Counts], None]) 
     path = shard_path(job.output, unit.name)
     # While the shard is made again, nobody may take the json of an older one for its own.
     stats_path(job.output, unit.name).unlink(missing_ok=True)
-    records = write_shard(path, _samples(unit, worker, job, skips, phashes, tell))
+    with closing(Journal(path_of(job.output, unit.name), sum_of(unit, job))) as journal:
+        samples = _samples(unit, worker, job, skips, journal, phashes, tell)
+        records = write_shard(path, samples)
     stats = Stats(
         unit=unit.name,
         counts=counted(skips, records),
         seconds=round(time.monotonic() - begun, 3),
         bytes=path.stat().st_size,
-        sum=_sum_of(unit, job),
+        sum=sum_of(unit, job),
         config=job.config,
         versions=versions(),
         phashes=phashes,
     )
     write_json(stats_path(job.output, unit.name), stats)
+    path_of(job.output, unit.name).unlink(missing_ok=True)
     return stats
 
 
@@ -227,12 +234,13 @@ def _samples(
     worker: Worker,
     job: Job,
     skips: Skips,
+    journal: Journal,
     phashes: dict[str, str],
     tell: Callable[[Counts], None],
 ) -> Iterator[tuple[str, Mapping[str, bytes]]]:
     seen: set[str] = set()
     told = time.monotonic()
-    for record in _records(unit, worker, skips):
+    for record in _records(unit, worker, skips, journal):
         if time.monotonic() - told > TELL_S:
             tell(counted(skips, len(seen)))
             told = time.monotonic()
@@ -247,11 +255,12 @@ def _samples(
         yield record.key, files
 
 
-def _records(unit: Unit, worker: Worker, skips: Skips) -> Iterator[Record]:
+def _records(unit: Unit, worker: Worker, skips: Skips, journal: Journal) -> Iterator[Record]:
     try:
-        yield from worker(unit, skips)
+        yield from worker(unit, skips, journal)
     except Exception as error:
         raise _WorkerError(error) from error
+    journal.at()  # what is left to do is of no record
 
 
 def _files(record: Record, seen: set[str], job: Job) -> Mapping[str, bytes]:
@@ -266,7 +275,8 @@ def _files(record: Record, seen: set[str], job: Job) -> Mapping[str, bytes]:
         ) from error
 
 
-def _sum_of(unit: Unit, job: Job) -> str:
+def sum_of(unit: Unit, job: Job) -> str:
+    """Return the sum of what decides a unit's records: the configuration and the unit's input."""
     content = json.dumps(job.config, sort_keys=True) + repr(unit)
     return hashlib.sha256(content.encode()).hexdigest()
 

@@ -9,6 +9,7 @@ from kosmosg.construct.config import (
     Blip2Config,
     ClipSegConfig,
     ConstructConfig,
+    EditsConfig,
     EndpointConfig,
     LlmConfig,
     MllmConfig,
@@ -54,9 +55,17 @@ def provenance_of(config: ConstructConfig) -> dict[str, str]:
         case LlmConfig() as llm:
             said["entities"] = _summed("entities", llm)
     said["segmenter"] = _summed("segmenter", config.segmenter)
-    if config.filters.classifier is not None:
-        said["classifier"] = _summed("filters.classifier", config.filters.classifier)
-    return said
+    return said | classifier_of(config)
+
+
+def classifier_of(config: ConstructConfig | EditsConfig) -> dict[str, str]:
+    """Return which classifier looks at pictures, with its sum; nothing if none does.
+
+    Raises:
+        ConfigError: If it is not there.
+    """
+    chosen = config.filters.classifier
+    return {} if chosen is None else {"classifier": _summed("filters.classifier", chosen)}
 
 
 def load(config: ConstructConfig) -> "Steps":
@@ -82,7 +91,7 @@ def load(config: ConstructConfig) -> "Steps":
     )
 
 
-def load_filter(config: ConstructConfig) -> "Judge | None":
+def load_filter(config: ConstructConfig | EditsConfig) -> "Judge | None":
     """Return the classifier of unsafe pictures, if the configuration names one.
 
     Raises:
@@ -97,7 +106,7 @@ def load_filter(config: ConstructConfig) -> "Judge | None":
     return load_judge(directory, chosen, device=_device_of(config))
 
 
-def _device_of(config: ConstructConfig) -> "torch.device":
+def _device_of(config: ConstructConfig | EditsConfig) -> "torch.device":
     import torch
 
     from kosmosg.drawing import check_device, find_device

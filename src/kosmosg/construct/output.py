@@ -13,6 +13,7 @@ from kosmosg.errors import ConfigError
 WAIT_S = 30.0
 
 _DRIVER, _WORKERS = ".lock", ".lock-workers"
+_JOURNAL = re.compile(r"\.[^.]+\.journal")
 _LEFT = re.compile(r"\.[^.]+\.(?:tar|json)\.\d+\.part")
 
 
@@ -48,6 +49,13 @@ def remove_leftovers(output: Path) -> None:
     """Remove files that processes now dead were writing."""
     for path in output.iterdir():
         if _LEFT.fullmatch(path.name):
+            path.unlink(missing_ok=True)
+
+
+def remove_journals(output: Path) -> None:
+    """Remove what units say of deaths; that of a run that was killed itself stays for the next."""
+    for path in output.iterdir():
+        if _JOURNAL.fullmatch(path.name):
             path.unlink(missing_ok=True)
 
 

@@ -1,15 +1,21 @@
-"""What may become an example: filters before the models look, leaks and captions after."""
+"""What may become a record: filters before the models look, leaks and captions after."""
 
 import dataclasses
+import hashlib
 from collections.abc import Iterable, Iterator
+from typing import TypeVar
+
+from PIL import Image
 
 from kosmosg.construct.example import Source
 from kosmosg.construct.filters import FilterConfig, Judge, refuse_caption, refuse_picture
 from kosmosg.construct.job import PHASH
 from kosmosg.construct.leaks import LEAK, Leaks
 from kosmosg.construct.phash import phash
-from kosmosg.data.records import Example
+from kosmosg.data.records import Caption, Edit, Example
 from kosmosg.data.skips import Skips
+
+R = TypeVar("R", Example, Caption | Edit)
 
 
 def passing(
@@ -24,22 +30,67 @@ def passing(
             skips.drop(reason, f"picture {source.key}")
 
 
-def screened(
-    examples: Iterable[Example], filters: FilterConfig, leaks: Leaks | None, skips: Skips
-) -> Iterator[Example]:
-    """Yield the examples that may be trained on, with their hash among the provenance.
+def passing_records(
+    records: Iterable[Caption | Edit], filters: FilterConfig, judge: Judge | None, skips: Skips
+) -> Iterator[Caption | Edit]:
+    """Yield the records of which the filters take every picture; an edit has two and more."""
+    for record in records:
+        refused = (
+            refuse_picture(image, record.provenance, filters, judge)
+            for image in pictures_of(record)
+        )
+        reason = next((one for one in refused if one is not None), None)
+        if reason is None:
+            yield record
+        else:
+            skips.drop(reason, _name(record))
 
-    Dropped are those whose caption does not pass, and pictures of evaluation sets.
+
+def screened(
+    records: Iterable[R], filters: FilterConfig, leaks: Leaks | None, skips: Skips
+) -> Iterator[R]:
+    """Yield the records that may be trained on, with their hash among the provenance.
+
+    Dropped are those whose caption, or an edit's instruction, does not pass, and those of which any
+    picture is one of an evaluation set.
     """
-    for example in examples:
-        reason = refuse_caption(example.caption, filters)
+    for record in records:
+        text = _text_of(record)
+        reason = refuse_caption(text, filters)
         if reason is not None:
-            skips.drop(reason, f"picture {example.key}: {example.caption[:80]!r}")
+            skips.drop(reason, f"{_name(record)}: {text[:80]!r}")
             continue
-        image_hash = phash(example.image)
-        leak = leaks.find(image_hash, example.provenance) if leaks is not None else None
+        hashes = [phash(image) for image in pictures_of(record)]
+        found = (leaks.find(one, record.provenance) for one in hashes) if leaks is not None else ()
+        leak = next((one for one in found if one is not None), None)
         if leak is not None:
-            skips.drop(LEAK, f"picture {example.key} is {leak}")
+            skips.drop(LEAK, f"{_name(record)} is {leak}")
             continue
-        provenance = {**example.provenance, PHASH: f"{image_hash:016x}"}
-        yield dataclasses.replace(example, provenance=provenance)
+        if isinstance(record, Edit):  # the same pictures with other words are another edit
+            digest = hashlib.sha256(record.instruction.encode("utf-8", "replace")).digest()
+            hashes.append(int.from_bytes(digest[:8], "big"))
+        if hashes:
+            said = {**record.provenance, PHASH: " ".join(f"{one:016x}" for one in hashes)}
+            record = dataclasses.replace(record, provenance=said)
+        yield record
+
+
+def pictures_of(record: Example | Caption | Edit) -> list[Image.Image]:
+    """Return what training may see: the target, then an edit's pictures before."""
+    if isinstance(record, Edit):
+        return [record.after, *record.before]
+    return [] if record.image is None else [record.image]
+
+
+def _text_of(record: Example | Caption | Edit) -> str:
+    match record:
+        case Example():
+            return record.caption
+        case Caption():
+            return record.text
+        case Edit():
+            return record.instruction
+
+
+def _name(record: Example | Caption | Edit) -> str:
+    return f"{'edit' if isinstance(record, Edit) else 'picture'} {record.key}"

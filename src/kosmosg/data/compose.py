@@ -8,7 +8,7 @@ from jaxtyping import Float
 from PIL import Image
 from torch import Tensor
 
-from kosmosg.data.mixture import Stream, seed_of
+from kosmosg.data.mixture import Stream, seed_of, source_of, sources_of
 from kosmosg.data.records import Caption, Document, Edit, Example, Record
 from kosmosg.data.skips import Skips
 from kosmosg.errors import DataError, PromptError
@@ -140,6 +140,15 @@ class Composing:
         self._seed = seed
         self._drop: Drop = drop
         self._skips = skips
+
+    @property
+    def sources(self) -> tuple[str, ...]:
+        """Return the names of the stream's sources."""
+        return sources_of(self._stream)
+
+    def source(self, number: int) -> str:
+        """Return the source of record `number`."""
+        return source_of(self._stream, number)
 
     def batch(self, step: int, size: int) -> list[Composed]:
         """Return records number `step * size` to `(step + 1) * size - 1`, composed."""

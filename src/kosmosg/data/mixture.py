@@ -33,6 +33,31 @@ class CountingStream(Stream, Protocol):
         ...
 
 
+@runtime_checkable
+class BlendedStream(Stream, Protocol):
+    """A stream that says of which source each record is."""
+
+    @property
+    def sources(self) -> tuple[str, ...]:
+        """Return the names of the sources; none, if they are not known."""
+        ...
+
+    def source(self, number: int) -> str:
+        """Return the source of record `number`."""
+        ...
+
+
+def sources_of(stream: Stream) -> tuple[str, ...]:
+    """Return the names of a stream's sources; none, if they are not known."""
+    return stream.sources if isinstance(stream, BlendedStream) else ()
+
+
+def source_of(stream: Stream, number: int) -> str:
+    """Return the source of record `number` of a stream that has sources."""
+    assert isinstance(stream, BlendedStream)  # or there would be none
+    return stream.source(number)
+
+
 def rank_slice(global_batch_size: int, *, rank: int, num_ranks: int) -> range:
     """Return which indices of each step's global batch a rank reads.
 
@@ -113,18 +138,39 @@ class Mixture:
                 f"weights of {dict(weights)} add up to more than {MAX_BLOCK}, so that their order"
                 " would take longer to draw than records to read; give a ratio such as 2:2:1"
             )
+        self._names = tuple(weights)
         self._sources = [sources[name] for name in weights]
         self._block = np.repeat(np.arange(len(weights)), list(weights.values()))
         self._weights = list(weights.values())
         self._seed = seed
+        # The last block, set at once: threads may ask for different ones.
+        self._last: tuple[int, np.ndarray] | None = None
+
+    @property
+    def sources(self) -> tuple[str, ...]:
+        """Return the names of the sources."""
+        return self._names
+
+    def source(self, number: int) -> str:
+        """Return the source of record `number`."""
+        block, place = divmod(number, len(self._block))
+        return self._names[int(self._order(block)[place])]
 
     def batch(self, step: int, size: int) -> list[Any]:
         """Return records number `step * size` to `(step + 1) * size - 1` of the blend."""
         return [self._record(step * size + offset) for offset in range(size)]
 
+    def _order(self, block: int) -> np.ndarray:
+        """Return which source each record of a block is of."""
+        known = self._last
+        if known is None or known[0] != block:
+            rng = np.random.default_rng(seed_of(self._seed, block))
+            self._last = known = block, rng.permutation(self._block)
+        return known[1]
+
     def _record(self, index: int) -> object:
         block, place = divmod(index, len(self._block))
-        order = np.random.default_rng(seed_of(self._seed, block)).permutation(self._block)
+        order = self._order(block)
         source = int(order[place])
         # Its records in earlier blocks, and those earlier in this one.
         done = block * self._weights[source] + int((order[:place] == source).sum())

@@ -103,7 +103,10 @@ class Shards:
         tar = int(np.searchsorted(self._index.firsts, sample, side="right")) - 1
         path = self._index.paths[tar]
         start, stop = map(int, self._index.bounds[sample])
-        return self._decode(*self._files.read(path, start, stop))
+        self.skips.reading(f"{path}, the sample at byte {start}")
+        key, files = self._files.read(path, start, stop)
+        self.skips.reading(f"{path}: {key}")
+        return self._decode(key, files)
 
     def sample(self, number: int) -> int:
         """Return which of the tars' samples, numbered through, record number `number` is."""

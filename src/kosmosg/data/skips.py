@@ -1,10 +1,30 @@
 """Records left out: counted by reason, the first of each reason named, too many refused."""
 
+import mmap
 from collections import Counter
 
 from kosmosg.errors import DataError
 
 NAMED = 5
+
+
+class Place:
+    """Which record is being read, in memory that a forked process shares: for when it hangs."""
+
+    SIZE = 512
+
+    def __init__(self) -> None:
+        self._memory = mmap.mmap(-1, self.SIZE)
+
+    def note(self, what: str) -> None:
+        """Say what is being read from now on."""
+        data = what.encode()[-self.SIZE + 2 :]
+        self._memory[: 2 + len(data)] = len(data).to_bytes(2, "little") + data
+
+    def __str__(self) -> str:
+        """Return what was said last, or that nothing was."""
+        size = int.from_bytes(self._memory[:2], "little")
+        return self._memory[2 : 2 + size].decode(errors="replace") or "none that has a name"
 
 
 class Skips:
@@ -22,6 +42,7 @@ class Skips:
         self.named: dict[str, list[str]] = {}
         self.dropped: Counter[str] = Counter()
         self.noted: Counter[str] = Counter()
+        self.place: Place | None = None
         self._limit = limit
         self._least = least
 
@@ -29,6 +50,20 @@ class Skips:
     def num_skipped(self) -> int:
         """Return how many were left out."""
         return self.reasons.total()
+
+    def copy(self) -> "Skips":
+        """Return the counts as they stand, while another thread may go on counting."""
+        copied = Skips(limit=self._limit, least=self._least)
+        copied.num_kept = self.num_kept
+        for name in ("reasons", "noted", "dropped"):
+            setattr(copied, name, Counter(dict(getattr(self, name))))
+        copied.named = {reason: list(named) for reason, named in dict(self.named).items()}
+        return copied
+
+    def reading(self, what: str) -> None:
+        """Note which record is being read, where somebody wants to know."""
+        if self.place is not None:
+            self.place.note(what)
 
     def keep(self, count: int = 1) -> None:
         """Count records that were used."""
@@ -75,7 +110,8 @@ class Skips:
         for reason, messages in other.named.items():
             self._name(reason, messages)
         if other.reasons:
-            last = [message for reason in other.reasons for message in other.named[reason]][-1]
+            # A copy of what a thread counts may have a reason before its first name.
+            last = [m for reason in other.reasons for m in other.named.get(reason) or [reason]][-1]
             self._check(DataError(last))
 
     def _name(self, reason: str, messages: list[str]) -> None:

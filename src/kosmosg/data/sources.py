@@ -3,14 +3,16 @@
 import glob
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
+from pydantic_core import core_schema
+
 from kosmosg.data.compose import Composing, Drop
 from kosmosg.data.foreign import record_of
-from kosmosg.data.mixture import Mixture, Stream, seed_of
+from kosmosg.data.mixture import Mixture, Stream, seed_of, source_of, sources_of
 from kosmosg.data.records import Caption, Document, Edit, Example, Record
 from kosmosg.data.rows import PackedRows, pack_shards
 from kosmosg.data.shards import Shards
@@ -19,6 +21,8 @@ from kosmosg.data.tars import tars_in
 from kosmosg.errors import ConfigError, DataError
 from kosmosg.tokenizer import Tokenizer
 
+# The name of a source that has none, as only its path was given.
+PLAIN = "data"
 StageName = Literal["language", "align", "align_pictures", "instruct"]
 
 _KINDS: Mapping[StageName, tuple[type, ...]] = {
@@ -42,20 +46,27 @@ class SourceConfig:
     paths: str | tuple[str, ...]
     weight: int = 1
 
+    def each_path(self) -> tuple[str, ...]:
+        """Return the paths, also where there is but one."""
+        return (self.paths,) if isinstance(self.paths, str) else self.paths
+
 
 @dataclass(frozen=True, kw_only=True)
 class DataConfig:
     """What a stage trains from.
 
-    `sources` go by a name of your own. `order`, `window` and `seed` say how each is shuffled, as
-    `Shards` describes. `workers` are processes that read, decode and collate; 0 is a thread. More
-    than the share `max_skipped` of bad records ends the run. `drop` is for stage 3: whether one
-    coin drops the words of all entities of a sample, as released, or one each. `row` is for stage
-    1: the positions of a packed row; None is a record a row. `row_cache` is the folder that keeps
-    how long records are, which are else read once more before each run.
+    `sources` go by a name of your own; in a configuration, a path, or a list of paths, is short for
+    one source of them. So do those of `validation`, which must be other tars. `order`, `window` and
+    `seed` say how each is shuffled, as `Shards` describes. `workers` are processes that read,
+    decode and collate; 0 is a thread. More than the share `max_skipped` of bad records ends the
+    run. `drop` is for stage 3: whether one coin drops the words of all entities of a sample, as
+    released, or one each. `row` is for stage 1: the positions of a packed row; None is a record a
+    row. `row_cache` is the folder that keeps how long records are, which are else read once more
+    before each run.
     """
 
     sources: Mapping[str, SourceConfig] = field(default_factory=dict)
+    validation: Mapping[str, SourceConfig] = field(default_factory=dict)
     seed: int = 0
     order: Literal["shuffled", "stored"] = "shuffled"
     window: int = 8
@@ -64,6 +75,17 @@ class DataConfig:
     drop: Drop = "sample"
     row: int | None = None
     row_cache: str | None = None
+
+    @classmethod
+    def __get_pydantic_core_schema__(cls, source: Any, handler: Any) -> Any:  # noqa: ANN401 -- as pydantic calls it
+        """Let a configuration name a path instead."""
+        return core_schema.no_info_before_validator_function(_of_paths, handler(source))
+
+
+def _of_paths(given: Any) -> Any:  # noqa: ANN401 -- what a configuration says, not yet checked
+    if isinstance(given, str) or (isinstance(given, list) and given):
+        return {"sources": {PLAIN: {"paths": given}}}
+    return given
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,6 +102,15 @@ class Opened:
 
     stream: Stream
     skips: Skips
+
+    @property
+    def sources(self) -> tuple[str, ...]:
+        """Return the names of the stream's sources."""
+        return sources_of(self.stream)
+
+    def source(self, number: int) -> str:
+        """Return the source of record `number`."""
+        return source_of(self.stream, number)
 
     def batch(self, step: int, size: int) -> Sequence[Any]:
         """Return records number `step * size` to `(step + 1) * size - 1`."""
@@ -125,6 +156,32 @@ def open_stream(config: DataConfig, *, stage: StageName, sizes: RowSizes | None 
             streams[name] = _packed(shards, config.row, config, sizes, seed=seed, skips=skips)
     weights = {name: source.weight for name, source in config.sources.items()}
     return Opened(stream=Mixture(streams, weights, seed=config.seed), skips=skips)
+
+
+def open_validation(
+    config: DataConfig, *, stage: StageName, sizes: RowSizes | None = None
+) -> Opened | None:
+    """Return the blend of the held-out sources, in their stored order; None if there are none.
+
+    Raises:
+        ConfigError: As `open_stream`, or if a tar is trained from as well.
+        DataError: As `open_stream`.
+    """
+    if not config.validation:
+        return None
+    trained = {tar.resolve(): name for name, tar in _tars(config.sources)}
+    for name, tar in _tars(config.validation):
+        if (other := trained.get(tar.resolve())) is not None:
+            raise ConfigError(
+                f"{tar} is in data.validation.{name} and in data.sources.{other}; a figure on"
+                " records that are trained on says nothing: leave it out of one"
+            )
+    held_out = replace(config, sources=config.validation, order="stored")
+    return open_stream(held_out, stage=stage, sizes=sizes)
+
+
+def _tars(sources: Mapping[str, SourceConfig]) -> list[tuple[str, Path]]:
+    return [(name, tar) for name, own in sources.items() for tar in find_tars(own.paths, name=name)]
 
 
 def _packed(

@@ -35,6 +35,7 @@ def new_aligner(mllm: MLLM, tokenizer: Tokenizer) -> AlignerNet:
         max_positions=512,
         with_reconstruction=True,
     )
+    assert isinstance(aligner.encoder, AlignerEncoder)  # not one of the ablations
     look_straight_across(aligner.encoder)
     even_out(aligner.encoder, prompt_states(mllm, tokenizer))
     return aligner

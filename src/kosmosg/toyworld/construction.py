@@ -25,6 +25,7 @@ from kosmosg.toyworld.version import VERSION
 
 BATCH = 64
 GOOD = 0.8
+SAME = 0.5  # a mask that covers so much of a creature, and little else, is of no other
 _TOLD = ("shape", "colour", "pattern", "pattern_colour", "accessory")
 _CAPTION = ("shape", "colour", "pattern", "accessory", "place", "all")
 _CHAIN = (
@@ -35,6 +36,7 @@ _CHAIN = (
     "iou_named",
     "iou_by_truth",
     "wrong_pairs",
+    "in_order",
     "n",
 )
 
@@ -48,7 +50,9 @@ def evaluate(steps: Steps, *, limit: int, seed: int) -> dict[str, Row]:
     `mean_iou` and `iou_0.8`: masks against the renderer's, over all creatures; one that no entity
     means counts 0. `iou_named`: the mean over those that are recalled. `iou_by_truth`: over all,
     with the renderer's words for prompts. `wrong_pairs`: entities whose mask lies on another
-    creature than the one that their words mean.
+    creature than the one that their words mean. `in_order`: pictures with as many entities as
+    creatures, from left to right, each with a mask of its own creature, whatever its words: stage 3
+    learns from these which of two pictures stands where.
 
     Raises:
         ConfigError: If `limit` is below 1.
@@ -79,7 +83,9 @@ class _Tally:
 
     def __init__(self, num_subjects: int) -> None:
         self.num_subjects = num_subjects
-        self.right: dict[str, list[bool]] = {what: [] for what in (*_CAPTION, "wrong_pairs")}
+        self.right: dict[str, list[bool]] = {
+            what: [] for what in (*_CAPTION, "wrong_pairs", "in_order")
+        }
         self.overlaps: list[float] = []
         self.overlaps_named: list[float] = []
         self.overlaps_by_truth: list[float] = []
@@ -117,6 +123,10 @@ class _Tally:
         masks = [np.asarray(entity.mask) > 0 for entity in entities]
         owners = _owners(scene.subjects, said_of)
         self.num_entities += len(said_of)
+        self.right["in_order"].append(
+            len(masks) == len(scene.subjects)
+            and all(_iou(mask, truth[slot]) > SAME for slot, mask in enumerate(masks))
+        )
         for slot, subject in enumerate(scene.subjects):
             if slot not in owners:
                 self.overlaps.append(0.0)

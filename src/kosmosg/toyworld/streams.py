@@ -98,6 +98,15 @@ class RecordStream:
             seed=seed,
         )
 
+    @property
+    def sources(self) -> tuple[str, ...]:
+        """Return the kinds of records."""
+        return self._plans.sources
+
+    def source(self, number: int) -> str:
+        """Return the kind of record `number`."""
+        return self._plans.source(number)
+
     def batch(self, step: int, size: int) -> list[Record]:
         """Return the records number step * size and following."""
         plans = self._plans.batch(step, size)
@@ -118,10 +127,24 @@ def _text(key: str, rng: np.random.Generator) -> Plan:
 
 
 def _captioned(key: str, rng: np.random.Generator) -> Plan:
-    scene = sample_scene(rng)
-    if len(scene.subjects) == 1 and rng.random() < 0.25:
-        scene = replace(scene, place=BLANK, style="plain")
+    scene = _sometimes_blank(sample_scene(rng), rng)
     caption = describe(scene, rng, FULL)
+    return [scene], lambda pictures, _masks: Document(key=key, parts=(pictures[0], caption))
+
+
+def _sometimes_blank(scene: Scene, rng: np.random.Generator) -> Scene:
+    """Return the scene, or one time in four a lone creature's as a cut-out on white."""
+    if len(scene.subjects) == 1 and rng.random() < 0.25:
+        return replace(scene, place=BLANK, style="plain")
+    return scene
+
+
+def _looked_at(key: str, rng: np.random.Generator) -> Plan:
+    """Plan a picture, mostly of two or three creatures, and all that a caption can say of them."""
+    count = 1 + int(np.searchsorted((0.2, 0.75, 0.97), rng.random(), side="right"))
+    scene = _sometimes_blank(sample_scene(rng, count=count), rng)
+    names = [name(subject, rng, FULL, alone=count == 1) for subject in scene.subjects]
+    caption = "".join(arrange(names, scene, rng, FULL))
     return [scene], lambda pictures, _masks: Document(key=key, parts=(pictures[0], caption))
 
 
@@ -290,6 +313,11 @@ def stage1_stream(seed: int, size: int = 64) -> RecordStream:
     """Return text, caption pairs and interleaved pages."""
     kinds = {"text": (3, _text), "pair": (12, _captioned), "page": (5, _interleaved)}
     return RecordStream(seed=seed, size=size, kinds=kinds)
+
+
+def captioner_stream(seed: int, size: int = 64) -> RecordStream:
+    """Return pictures with their captions: every creature's whole name, from left to right."""
+    return RecordStream(seed=seed, size=size, kinds={"look": (1, _looked_at)})
 
 
 def stage2_stream(seed: int, size: int = 64) -> RecordStream:

@@ -7,6 +7,7 @@ new optimiser, a warm-up and records of its own. After stage 3, `WORKSPACE/nano`
 """
 
 import json
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -22,7 +23,7 @@ from transformers import CLIPSegForImageSegmentation, CLIPTextModel, CLIPVisionM
 
 from kosmosg.config import to_dict
 from kosmosg.data.compose import Composing
-from kosmosg.data.sources import Opened, RowSizes, open_stream
+from kosmosg.data.sources import Opened, RowSizes, open_stream, open_validation
 from kosmosg.errors import CheckpointError, ConfigError
 from kosmosg.model.alignernet import AlignerNet
 from kosmosg.model.clip_vision import ClipVision
@@ -39,8 +40,15 @@ from kosmosg.toyworld.judge import Judge, JudgeStage
 from kosmosg.toyworld.nano import PARTS, FoundationConfig, NanoConfig
 from kosmosg.toyworld.scenes import sample_scene
 from kosmosg.toyworld.segmenter import GroundedSegmenter, SegmenterStage, build_segmenter
-from kosmosg.toyworld.streams import SceneStream, stage1_stream, stage2_stream, stage3_stream
+from kosmosg.toyworld.streams import (
+    SceneStream,
+    captioner_stream,
+    stage1_stream,
+    stage2_stream,
+    stage3_stream,
+)
 from kosmosg.toyworld.vision import GroundedVision, VisionStage
+from kosmosg.train import distributed
 from kosmosg.train.loop import Samples, fit
 from kosmosg.train.run import Parts, RunConfig, run
 from kosmosg.train.stage import Stage
@@ -94,16 +102,19 @@ def train(
     if config.data is not None and isinstance(config.stage, FoundationConfig):
         raise ConfigError(f"part {config.part} draws its own pictures; data is for stages 1 to 3")
     tokenizer = Tokenizer.from_words(words())
-    tokenizer.save_pretrained(model_dir / "tokenizer")
+    if distributed.is_first():
+        tokenizer.save_pretrained(model_dir / "tokenizer")
     torch.manual_seed(config.train.seed)
     if isinstance(config.stage, FoundationConfig):
         made = _train_foundation(config, config.stage, model_dir, run_dir, tokenizer, resume=resume)
     else:
         made = _train_stage(config, model_dir, run_dir, tokenizer, resume=resume)
-    for part, module in made.items():
-        _save(module, model_dir / part)
-    if config.part == "stage3":
-        export(workspace, workspace / "nano")
+    if distributed.is_first():
+        for part, module in made.items():
+            _save(module, model_dir / part)
+        if config.part == "stage3":
+            export(workspace, workspace / "nano")
+    distributed.wait_for_all()  # the next part reads what the first process has written
     return made
 
 
@@ -181,7 +192,7 @@ def _train_stage(
 ) -> dict[str, nn.Module]:
     seed = config.train.seed
     assert not isinstance(config.stage, FoundationConfig)  # those have a function of their own
-    given = _given(config, tokenizer)
+    given, held_out = _given(config, tokenizer)
     workers = 0 if config.data is None else config.data.workers
     if config.part == "stage1":
         mllm = _load(MLLM, model_dir / "stage2" / "mllm", lambda: _new_mllm(model_dir, tokenizer))
@@ -190,10 +201,23 @@ def _train_stage(
             tokenizer=tokenizer,
             stream=given or stage1_stream(seed),
             workers=workers,
-            validation=stage1_stream(seed + VALIDATION),
+            validation=held_out or stage1_stream(seed + VALIDATION),
             samples=samples.described(mllm, tokenizer),
         )
         made: dict[str, nn.Module] = {"stage2/mllm": mllm}
+    elif config.part == "captioner":
+        begun = model_dir / "captioner"
+        source = begun if begun.is_dir() else model_dir / "stage2" / "mllm"
+        mllm = _load(MLLM, source, None)
+        parts = Parts(
+            model=mllm,
+            tokenizer=tokenizer,
+            stream=given or captioner_stream(seed),
+            workers=workers,
+            validation=captioner_stream(seed + VALIDATION),
+            samples=samples.described(mllm, tokenizer),
+        )
+        made = {"captioner": mllm}
     elif config.part == "stage2":
         mllm = _load(MLLM, model_dir / "stage2" / "mllm", None)
         aligner = _with_reconstruction(
@@ -211,7 +235,7 @@ def _train_stage(
             tokenizer=tokenizer,
             stream=given or stage2_stream(seed),
             workers=workers,
-            validation=stage2_stream(seed + VALIDATION),
+            validation=held_out or stage2_stream(seed + VALIDATION),
             samples=samples.in_words(pipe),
             text_tower=TextTower(
                 encoder=text, ids=lambda texts: foundation.text_ids(texts, tokenizer)
@@ -229,7 +253,7 @@ def _train_stage(
             tokenizer=tokenizer,
             stream=given or Composing(stage3_stream(seed), seed=seed),
             workers=workers,
-            validation=Composing(stage3_stream(seed + VALIDATION), seed=seed),
+            validation=held_out or Composing(stage3_stream(seed + VALIDATION), seed=seed),
             samples=samples.in_context(pipeline(tokenizer, unet, vae, mllm, aligner)),
             image_decoder=ImageDecoder(vae, unet),
         )
@@ -239,12 +263,19 @@ def _train_stage(
     return made
 
 
-def _given(config: NanoConfig, tokenizer: Tokenizer) -> Opened | None:
-    """Return the stream of the user's own data, or None for the toy world's."""
+def _given(config: NanoConfig, tokenizer: Tokenizer) -> tuple[Opened | None, Opened | None]:
+    """Return the streams of the user's own data and held-out data; None for the toy world's."""
     if config.data is None or isinstance(config.stage, FoundationConfig):
-        return None
+        return None, None
     sizes = RowSizes(tokenizer=tokenizer, num_latents=NUM_LATENTS)
-    return open_stream(config.data, stage=config.stage.kind, sizes=sizes)
+    stream = open_stream(config.data, stage=config.stage.kind, sizes=sizes)
+    held_out = open_validation(config.data, stage=config.stage.kind, sizes=sizes)
+    if held_out is None:
+        sys.stderr.write(
+            "the validation loss is of the toy world's records; name tars of your own with"
+            " data.validation.NAME.paths=FOLDER\n"
+        )
+    return stream, held_out
 
 
 Part = TypeVar("Part", bound=Any)
@@ -359,7 +390,10 @@ def export(workspace: Path, out: Path) -> None:
         "text_encoder": _load(CLIPTextModel, model_dir / "text_encoder", None),
         "judge": _load(Judge, model_dir / "judge", None),
     }
-    if (model_dir / "segmenter").is_dir():  # trained beside the rest, or not
+    # Trained beside the rest, or not.
+    if (model_dir / "captioner").is_dir():
+        beside["captioner"] = _load(MLLM, model_dir / "captioner", None)
+    if (model_dir / "segmenter").is_dir():
         beside["segmenter"] = _load(CLIPSegForImageSegmentation, model_dir / "segmenter", None)
     for name, module in beside.items():
         module.to(torch.bfloat16).save_pretrained(out / name)  # pyright: ignore[reportCallIssue]

@@ -1,76 +1,119 @@
 """What a run tells while it runs: a progress line, a JSON line per entry, TensorBoard curves."""
 
 import json
+import math
 import os
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from tqdm import tqdm
 
 from kosmosg.data.skips import Skips
-from kosmosg.errors import ConfigError, KosmosGError
+from kosmosg.errors import KosmosGError
 
 LOG_NAME = "log.jsonl"
 SKIPS_NAME = "skips.json"
 
+T = TypeVar("T")
+
 
 class RunLog:
-    """Writes one run's log; on resuming it drops what lies after the resumed step.
+    """Writes one run's log; on resuming it drops what lies after the resumed step, and notes it.
 
     Args:
         run_dir: Where `log.jsonl` and `tensorboard/` go.
         first_step: Updates done so far.
         steps: Updates in all.
         batch_size: Records in a step, for the rate.
-
-    Raises:
-        ConfigError: If TensorBoard is not installed.
+        counts: What a step's `weight` counts, such as tokens; None: nothing but records.
     """
 
-    def __init__(self, run_dir: Path, *, first_step: int, steps: int, batch_size: int) -> None:
-        self._board = _Board(run_dir / "tensorboard", first_step=first_step)
+    def __init__(
+        self,
+        run_dir: Path,
+        *,
+        first_step: int,
+        steps: int,
+        batch_size: int,
+        counts: str | None = None,
+    ) -> None:
+        self._board = _board(run_dir / "tensorboard", first_step=first_step)
+        self._run_dir = run_dir
         path = run_dir / LOG_NAME
         kept = [entry for entry in read_log(run_dir) if entry["step"] <= first_step]
-        path.write_text("".join(json.dumps(entry) + "\n" for entry in kept))
+        self._keep(LOG_NAME, "".join(_line(entry) for entry in kept))
         # Without a buffer nothing is left to be written when the disk is full.
         self._file = path.open("ab", buffering=0)
-        self._run_dir = run_dir
+        if first_step >= steps:
+            sys.stderr.write(f"{run_dir} is finished: its {steps} steps are done\n")
+        elif first_step:
+            sys.stderr.write(f"{run_dir} goes on after step {first_step} of {steps}\n")
+            self.note(first_step, "resumed")
         # In a file each redraw is another line, so they come rarely there.
         interval = 0.5 if sys.stderr.isatty() else 30
         self._bar = tqdm(
-            total=steps, initial=first_step, desc=run_dir.name, unit="step", mininterval=interval
+            total=steps,
+            initial=first_step,
+            desc=run_dir.name,
+            unit="step",
+            mininterval=interval,
+            dynamic_ncols=True,
+            bar_format="{desc} {n_fmt}/{total_fmt}, {elapsed} gone, {remaining} left{postfix}",
         )
         self._batch_size = batch_size
+        self._counts = counts
         self._mark = (time.monotonic(), first_step)
+        self._waited = 0.0
+
+    def waiting(self, items: Iterable[T]) -> Iterator[T]:
+        """Yield the items; the time until each of them is there counts as waiting for data."""
+        pending = iter(items)
+        while True:
+            began = time.monotonic()
+            try:
+                item = next(pending)
+            except StopIteration:
+                return
+            finally:
+                self._waited += time.monotonic() - began
+            yield item
 
     def advance(self) -> None:
         """Move the progress line by one step."""
         self._bar.update()
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
-        """Write values of one step everywhere; `loss` also stands in the progress line.
+        """Write values of one step everywhere.
+
+        With a `loss` come how fast the steps since the last one were, which share of the time they
+        waited for data, and the time of day. `weight`, the terms of a step's loss, is not written:
+        it is for the rate.
 
         Raises:
             KosmosGError: If the disk is full, or the log cannot be written for another reason.
         """
-        then, done = self._mark
-        now = time.monotonic()
-        entry = {"step": step, **values}
-        if step > done and "loss" in values:
-            rate = (step - done) * self._batch_size / max(now - then, 1e-9)
-            entry["samples_per_s"] = round(rate, 2)
-            self._mark = (now, step)
-            self._bar.set_postfix_str(
-                f"loss {values['loss']:.4f}, {rate:.1f} samples/s", refresh=False
-            )
-        try:
-            self._file.write(json.dumps(entry).encode() + b"\n")
-            self._board.write(step, {name: v for name, v in entry.items() if name != "step"})
-        except OSError as error:
-            raise self._cannot_write(error) from error
+        entry = {name: value for name, value in values.items() if name != "weight"}
+        if "loss" in values:
+            rates = self._rates(step, values.get("weight"))
+            entry |= rates
+            self._bar.set_postfix_str(self._told(entry), refresh=False)
+        self._append({"step": step, **entry, **({"time": _now()} if "loss" in entry else {})})
+        if self._board:
+            try:
+                self._board.write(step, entry)
+            except OSError as error:
+                raise self._cannot_write(error) from error
+
+    def note(self, step: int, event: str) -> None:
+        """Write that something happened after this step, for `kosmosg runs` to mark.
+
+        Raises:
+            KosmosGError: As `write`.
+        """
+        self._append({"step": step, "event": event, "time": _now()})
 
     def write_skips(self, step: int, skips: Skips) -> None:
         """Write how many records were left out since the run began or went on, if any were.
@@ -93,6 +136,35 @@ class RunLog:
         }
         self._keep(SKIPS_NAME, json.dumps(story, indent=1, ensure_ascii=False) + "\n")
 
+    def _rates(self, step: int, weight: float | None) -> dict[str, float]:
+        (then, done), now = self._mark, time.monotonic()
+        elapsed, steps = max(now - then, 1e-9), step - done
+        rates = {"samples_per_s": round(steps * self._batch_size / elapsed, 2)}
+        if self._counts and weight is not None:
+            rates[f"{self._counts}_per_s"] = round(steps * weight / elapsed, 2)
+        rates["data_wait"] = round(min(1.0, self._waited / elapsed), 4)
+        self._mark, self._waited = (now, step), 0.0
+        return rates
+
+    def _told(self, entry: Mapping[str, float]) -> str:
+        """Return the progress line's words."""
+        counts = self._counts or "samples"
+        parts = [f"loss {entry['loss']:.4f}"]
+        if of := [f"{n[5:]} {v:.4f}" for n, v in entry.items() if n.startswith("loss/")]:
+            parts[0] += f" ({', '.join(of)})"
+        if "grad_norm" in entry:
+            parts.append(f"grad {entry['grad_norm']:.3g}")
+        if "lr" in entry:
+            parts.append(f"lr {entry['lr']:.2e}")
+        parts.append(f"{entry.get(f'{counts}_per_s', entry['samples_per_s']):.4g} {counts}/s")
+        return ", ".join([*parts, f"data wait {entry['data_wait']:.0%}"])
+
+    def _append(self, entry: Mapping[str, Any]) -> None:
+        try:
+            self._file.write(_line(entry).encode())
+        except OSError as error:
+            raise self._cannot_write(error) from error
+
     def _keep(self, name: str, text: str) -> None:
         part = self._run_dir / f".{name}.part"
         try:
@@ -111,7 +183,32 @@ class RunLog:
         """Finish the progress line and the files."""
         self._bar.close()
         self._file.close()
-        self._board.close()
+        if self._board:
+            self._board.close()
+
+
+def _now() -> float:
+    return round(time.time(), 1)
+
+
+def _line(entry: Mapping[str, Any]) -> str:
+    # JSON knows no NaN: a value that is no number is null.
+    values = {
+        name: None if isinstance(value, float) and not math.isfinite(value) else value
+        for name, value in entry.items()
+    }
+    return json.dumps(values) + "\n"
+
+
+def _board(directory: Path, *, first_step: int) -> "_Board | None":
+    try:
+        return _Board(directory, first_step=first_step)
+    except ModuleNotFoundError as error:
+        sys.stderr.write(
+            f"no TensorBoard curves: {error.name} is not installed (pip install 'kosmosg[train]');"
+            f" {LOG_NAME} has the same values, and `kosmosg runs` draws them\n"
+        )
+        return None
 
 
 class _Board:
@@ -121,13 +218,8 @@ class _Board:
     """
 
     def __init__(self, directory: Path, *, first_step: int) -> None:
-        try:
-            from tensorboard.compat.proto import event_pb2, summary_pb2
-            from tensorboard.summary.writer.record_writer import RecordWriter
-        except ModuleNotFoundError as error:
-            raise ConfigError(
-                f"training needs {error.name}; type: pip install 'kosmosg[train]'"
-            ) from None
+        from tensorboard.compat.proto import event_pb2, summary_pb2
+        from tensorboard.summary.writer.record_writer import RecordWriter
 
         directory.mkdir(exist_ok=True)
         # pyright does not see classes that protobuf makes at import.
@@ -157,14 +249,16 @@ class _Board:
 
 
 def read_log(run_dir: Path) -> list[dict[str, Any]]:
-    """Return the entries of a run's log; a last line torn by a crash is left out."""
+    """Return the entries of a run's log; lines that a crash has torn are left out."""
     path = run_dir / LOG_NAME
     if not path.exists():
         return []
     entries = []
-    for line in path.read_text().splitlines():
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
         try:
-            entries.append(json.loads(line))
+            entry = json.loads(line)
         except json.JSONDecodeError:
-            break
+            continue
+        if isinstance(entry, dict) and isinstance(entry.get("step"), int):
+            entries.append(entry)
     return entries

@@ -1,10 +1,16 @@
-"""The one loop: any module, any stage, any stream; stops and continues to the bit."""
+"""The one loop: any module, any stage, any stream; stops and continues to the bit.
 
+Under torchrun each process runs it: they read different records of the same step, and do the same
+update to their parts of the weights.
+"""
+
+import copy
+import json
 import signal
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -16,20 +22,27 @@ from torch import Tensor, nn
 from kosmosg import checkpoint
 from kosmosg.config import to_dict
 from kosmosg.data.mixture import Stream, rank_slice, seed_of
+from kosmosg.data.skips import Skips
 from kosmosg.errors import CheckpointError, ConfigError, KosmosGError
+from kosmosg.train import distributed
+from kosmosg.train.bysource import by_source, means, named
+from kosmosg.train.distributed import DTYPES, Precision, Ranks
+from kosmosg.train.keeping import Keeper, restore
 from kosmosg.train.log import RunLog
 from kosmosg.train.optim import (
     Average,
     EmaConfig,
+    LossScale,
     OptimConfig,
     make_optimizer,
     optimizer_tensors,
-    restore_optimizer,
+    room_for_optimizer,
     set_rate,
 )
-from kosmosg.train.prefetch import MicroBatch, Plan, cut, to_device
+from kosmosg.train.prefetch import MicroBatch, Plan, held_out, to_device
 from kosmosg.train.rundir import open_run_dir, signals_received
 from kosmosg.train.stage import (
+    CountingStage,
     Stage,
     buffers,
     freeze_except,
@@ -48,6 +61,7 @@ _COUNTS = (
     "validation_records",
     "samples_every",
 )
+MAX_BAD_IN_A_ROW = 10
 Samples = Callable[[nn.Module, int], Image.Image]
 
 
@@ -59,6 +73,13 @@ class TrainConfig:
     `micro_batch` records at a time. `checkpoint_s` is in seconds; the `*_every` fields are in
     steps. Validation takes the first `validation_records` of the validation stream, with the
     same noise each time.
+
+    `keep_checkpoints` is how many of the last stay; `keep_every` adds one each so many steps that
+    stays for good. `data_timeout_s` is how long a step may wait for its records. `on_bad_loss` says
+    what a loss or gradient that is not finite does: `skip` leaves the update out, up to
+    `MAX_BAD_IN_A_ROW` times. `recompute` saves memory for time; `compiled` says what goes through
+    torch.compile. Of several processes, `shard_ranks` share one copy of what learns (None: all),
+    and `frozen_parts` of the model are `whole` on each or `sharded` too.
     """
 
     seed: int
@@ -67,7 +88,7 @@ class TrainConfig:
     micro_batch: int
     optim: OptimConfig
     ema: EmaConfig | None
-    precision: Literal["float32", "bfloat16"]
+    precision: Precision
     device: Literal["auto", "cpu", "cuda"] = "auto"
     checkpoint_s: float = 180.0
     keep_checkpoints: int = 2
@@ -75,6 +96,13 @@ class TrainConfig:
     validate_every: int = 100
     validation_records: int = 64
     samples_every: int = 1000
+    keep_every: int | None = None
+    data_timeout_s: float = 600.0
+    on_bad_loss: Literal["stop", "skip"] = "stop"
+    recompute: Literal["nothing", "blocks"] = "nothing"
+    compiled: Literal["nothing", "blocks"] = "nothing"
+    shard_ranks: int | None = None
+    frozen_parts: Literal["whole", "sharded"] = "whole"
 
 
 def fit(
@@ -93,8 +121,8 @@ def fit(
     """Train what the stage names; return the last checkpoint's directory.
 
     Afterwards the model holds the averaged weights, if there is an average, and is in evaluation
-    mode. SIGINT and SIGTERM let the step finish, save, print how to continue and exit with 130
-    and 0.
+    mode. SIGINT and SIGTERM, to any process, let the step finish, save, print how to continue and
+    exit with 130 and 0.
 
     Args:
         model: Trained in place, in float32; frozen parts may have any type.
@@ -112,12 +140,17 @@ def fit(
     Raises:
         ConfigError: If the run directory, the patterns or the configuration do not fit.
         CheckpointError: If the state cannot be written or read.
-        KosmosGError: If the loss is no longer finite.
+        KosmosGError: If the loss is no longer finite, or another process of the run ended.
     """
     run_dir = Path(run_dir)
     kept = dict(recipe) if recipe is not None else to_dict(config)
-    with open_run_dir(run_dir, kept, resume=resume), torch.random.fork_rng():
-        run = _Run(model, stage, config, run_dir, kept)
+    ranks = distributed.join(config.device, shard_ranks=config.shard_ranks)
+    with distributed.parting_named(ranks), ExitStack() as held:
+        if ranks.is_first:
+            held.enter_context(open_run_dir(run_dir, kept, resume=resume))
+        held.enter_context(torch.random.fork_rng())
+        run = _Run(model, stage, config, run_dir, kept, ranks)
+        held.enter_context(closing(run.keeper))
         if resume:
             run.restore()
         run.train(stream, workers, validation, samples)
@@ -125,7 +158,11 @@ def fit(
 
 
 class _Run:
-    """The state of one run: what a checkpoint holds, and the files it writes to."""
+    """The state of one run: what a checkpoint holds, and the files it writes to.
+
+    `model` is what trains; `given` is the caller's, which is the same unless it is sharded or
+    its blocks changed.
+    """
 
     def __init__(
         self,
@@ -134,19 +171,23 @@ class _Run:
         config: TrainConfig,
         run_dir: Path,
         kept: Mapping[str, Any],
+        ranks: Ranks,
     ) -> None:
-        self.model, self.stage, self.config = model, stage, config
-        self.run_dir, self.kept = run_dir, kept
-        self.device = _device(config.device)
-        self.model.to(self.device)
+        self.given, self.stage, self.config = model, stage, config
+        self.run_dir, self.ranks, self.device = run_dir, ranks, ranks.device
         freeze_except(model, stage.trainable)
-        self.named = {n: p for n, p in model.named_parameters() if p.requires_grad}
-        _check(self.named, config)
+        _check(model, config, ranks)
         self.frozen_sum = frozen_sum(model)
+        self.home = next(model.parameters()).device
+        self.model = _prepared(model, config, ranks)
+        self.named = {n: p for n, p in self.model.named_parameters() if p.requires_grad}
         self.optimizer = make_optimizer(config.optim, self.named.values())
         self.average = Average(config.ema, self.named) if config.ema else None
+        self.scale = LossScale() if config.precision == "float16" else None
+        self.keeper = Keeper(run_dir, ranks, kept, config.keep_checkpoints, config.keep_every)
         self.step = 0
         self.saved_step: int | None = None
+        self.bad_in_a_row = 0
 
     # ------------------------------------------------------------------------------ the loop
 
@@ -162,103 +203,201 @@ class _Run:
             stage=self.stage,
             stream=stream,
             steps=range(self.step, config.steps),
-            indices=rank_slice(config.global_batch_size, rank=0, num_ranks=1),
+            indices=rank_slice(
+                config.global_batch_size, rank=self.ranks.rank, num_ranks=self.ranks.num_ranks
+            ),
             global_batch_size=config.global_batch_size,
             micro_batch=config.micro_batch,
         )
-        reading = read_ahead(plan, workers=workers)
-        with closing(reading), closing(self._open_log()) as log:
-            held_out = self._held_out(validation)
+        reading = read_ahead(plan, workers=workers, timeout_s=config.data_timeout_s)
+        with closing(reading), ExitStack() as held:
+            log = held.enter_context(closing(self._open_log())) if self.ranks.is_first else None
+            asked_of = self._held_out(validation)
             saved_at = time.monotonic()
             recent: list[dict[str, Tensor]] = []
-            with signals_received() as received:
-                for step, pieces in reading:
-                    recent.append(self._update(step, pieces))
-                    self.step = step + 1
+            received = held.enter_context(signals_received())
+            for step, pieces in log.waiting(reading) if log else reading:
+                if values := self._update(step, pieces):
+                    recent.append(values)
+                self.step = step + 1
+                if log:
                     log.advance()
-                    if self._due(config.log_every):
-                        log.write(self.step, _means(recent))
-                        recent.clear()
-                        if plan.skips is not None:
-                            log.write_skips(self.step, plan.skips)
-                    if held_out and self._due(config.validate_every):
-                        log.write(self.step, self._validate(held_out))
-                    if samples and self._due(config.samples_every):
-                        self._draw(samples)
-                    if received:
-                        self._stop(received[0], log)
-                    if time.monotonic() - saved_at >= config.checkpoint_s:
-                        self.save()
-                        saved_at = time.monotonic()
+                if self._due(config.log_every):
+                    self._tell(log, recent, plan.skips)
+                    recent.clear()
+                if asked_of and self._due(config.validate_every):
+                    measured = self._validate(asked_of)
+                    if log:
+                        log.write(self.step, measured)
+                if samples and self._due(config.samples_every):
+                    self._draw(samples)
+                asked = self._asked(received, time.monotonic() - saved_at)
+                if asked.signal:
+                    self._stop(asked.signal, log)
+                if asked.saves:
+                    self.save()
+                    saved_at = time.monotonic()
+
+    def _tell(
+        self, log: RunLog | None, recent: Sequence[dict[str, Tensor]], skips: Skips | None
+    ) -> None:
+        if log and recent:
+            log.write(self.step, means(recent))
+        if skips is None:
+            return
+        of_all = Skips(limit=1.0)  # each rank judges its own share of the records
+        for one in self.ranks.gathered(skips.copy()):
+            of_all.add(one)
+        if log:
+            log.write_skips(self.step, of_all)
+
+    def _asked(self, received: Sequence[int], since_s: float) -> "_Asked":
+        """Return what is to be done after this step: the same on each rank, whoever was told."""
+        is_time = self.ranks.is_first and since_s >= self.config.checkpoint_s
+        terminated, interrupted, due, failed = self.ranks.total(
+            signal.SIGTERM in received, signal.SIGINT in received, is_time, self.keeper.failed
+        )
+        if failed:
+            self.keeper.wait()
+        every = self.config.keep_every
+        number = signal.SIGTERM if terminated else signal.SIGINT if interrupted else 0
+        return _Asked(number, bool(due) or (every is not None and self.step % every == 0))
 
     def _open_log(self) -> RunLog:
-        steps, size = self.config.steps, self.config.global_batch_size
-        return RunLog(self.run_dir, first_step=self.step, steps=steps, batch_size=size)
+        return RunLog(
+            self.run_dir,
+            first_step=self.step,
+            steps=self.config.steps,
+            batch_size=self.config.global_batch_size,
+            counts=self.stage.counts if isinstance(self.stage, CountingStage) else None,
+        )
 
     def _due(self, every: int) -> bool:
         return self.step % every == 0 or self.step == self.config.steps
 
-    def _update(self, step: int, pieces: list[MicroBatch]) -> dict[str, Tensor]:
-        """Do one update from the micro-batches of step number `step`; return what to log."""
-        config = self.config
+    def _update(self, step: int, pieces: list[MicroBatch]) -> dict[str, Tensor] | None:
+        """Do one update from the micro-batches of step number `step`; return what to log.
+
+        None means that the update was left out.
+        """
+        config, ranks = self.config, self.ranks
         self.model.train()
         # Dropout alone draws from the global generator: seeding it by step needs no saved state.
-        torch.manual_seed(seed_of(config.seed, step, "dropout"))
-        total_weight = sum(piece.weight for piece in pieces)
+        rank = (ranks.rank,) if ranks.rank else ()
+        torch.manual_seed(seed_of(config.seed, step, "dropout", *rank))
+        (total_weight,) = ranks.total(sum(piece.weight for piece in pieces))
         if total_weight == 0:
             raise KosmosGError(f"step {step}: no term in the loss; records {_keys(pieces)}")
         sums: dict[str, Tensor] = {}
-        for piece in pieces:
+        for number, piece in enumerate(pieces, 1):
+            distributed.synchronise(self.model, now=number == len(pieces))
             terms = self._loss(piece, step)
-            (_learned(terms) / total_weight).backward()
+            loss = _learned(terms) / total_weight
+            (loss * self.scale.value if self.scale else loss).backward()
             for name, value in terms.items():
                 sums[name] = sums.get(name, 0.0) + value.detach().float()
-        norm = nn.utils.clip_grad_norm_(self.named.values(), config.optim.clip_norm)
-        values = {name: value / total_weight for name, value in sums.items()}
-        values = {"loss": _learned(values), **values, "grad_norm": norm}
-        if not torch.isfinite(values["loss"] + norm):
-            raise KosmosGError(
-                f"step {step}: loss {float(values['loss'])}, gradient norm {float(norm)}: not"
-                f" finite; records {_keys(pieces)}; lower optim.lr or look at these records"
-                f" (checkpoints before this step are intact: {self.run_dir})"
-            )
+        norm = self._clipped()
+        values = {name: value / total_weight for name, value in ranks.totals(sums).items()}
+        values = {"loss": _learned(values), **values, "grad_norm": norm.cpu()}
+        if not torch.isfinite(values["loss"] + values["grad_norm"]):
+            self._leave_out(step, pieces, values)
+            return None
+        self.bad_in_a_row = 0
         rate = set_rate(self.optimizer, config.optim, updates_done=step, total_steps=config.steps)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
+        if self.scale:
+            self.scale.grow()
         if self.average:
             self.average.update(step + 1)
-        return {**values, "lr": torch.tensor(rate, dtype=torch.float64)}
+        told = {"lr": torch.tensor(rate, dtype=torch.float64), "weight": torch.tensor(total_weight)}
+        return {**values, **told}
+
+    def _clipped(self) -> Tensor:
+        """Clip the gradients of all ranks together; return their norm before that."""
+        if self.scale:
+            for parameter in self.named.values():
+                if parameter.grad is not None:
+                    parameter.grad.div_(self.scale.value)
+        norm = nn.utils.clip_grad_norm_(self.named.values(), self.config.optim.clip_norm)
+        return distributed.whole(norm)
+
+    def _leave_out(self, step: int, pieces: list[MicroBatch], values: Mapping[str, Tensor]) -> None:
+        """Do no update from gradients that are not finite; all ranks see the same ones.
+
+        Raises:
+            KosmosGError: If the configuration says so, or it was so too often.
+        """
+        self.optimizer.zero_grad(set_to_none=True)
+        loss, norm = float(values["loss"]), float(values["grad_norm"])
+        if self.scale and torch.isfinite(values["loss"]):
+            self.scale.shrink()
+            return
+        keys = [key for rank in self.ranks.gathered(_all_keys(pieces)) for key in rank]
+        path = self.run_dir / f"bad-step-{step:08d}.json"
+        if self.ranks.is_first:
+            story = {"step": step, "loss": str(loss), "grad_norm": str(norm), "records": keys}
+            with suppress(OSError):  # on a full disk the error below still names some
+                path.write_text(json.dumps(story, indent=1, ensure_ascii=False) + "\n", "utf-8")
+        self.bad_in_a_row += 1
+        often = self.bad_in_a_row > MAX_BAD_IN_A_ROW
+        if self.config.on_bad_loss == "skip" and not often:
+            return
+        raise KosmosGError(
+            f"step {step}: loss {loss}, gradient norm {norm}: not finite"
+            f"{f', {self.bad_in_a_row} times in a row' if often else ''}; records {_some(keys)}"
+            f" (all in {path}); lower optim.lr, look at these records, or continue with"
+            f" on_bad_loss=skip (checkpoints before this step are intact: {self.run_dir})"
+        )
 
     def _loss(self, piece: MicroBatch, step: int | str) -> dict[str, Tensor]:
         generator = micro_batch_generator(self.config.seed, step, piece.first_index)
-        half = self.config.precision == "bfloat16"
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=half):
-            return self.stage.loss(self.model, to_device(piece.batch, self.device), generator)
+        kind = DTYPES[self.config.precision]
+        half = kind if kind != torch.float32 else torch.bfloat16
+        with torch.autocast(self.device.type, half, enabled=kind != torch.float32):
+            batch = to_device(piece.batch, self.device)
+            return by_source(self.stage.loss(self.model, batch, generator), piece.sources)
 
     # ----------------------------------------------------------------- validation and samples
 
     def _held_out(self, validation: Stream | None) -> list[MicroBatch]:
+        """Return this rank's part of the validation records: a share if all have as many pieces."""
         if validation is None:
             return []
-        records = validation.batch(0, self.config.validation_records)
-        return cut(self.stage, records, micro_batch=self.config.micro_batch)
+        size, micro_batch = self.config.validation_records, self.config.micro_batch
+        share = range(size)
+        if _is_even(size, micro_batch, self.ranks.num_ranks):
+            share = rank_slice(size, rank=self.ranks.rank, num_ranks=self.ranks.num_ranks)
+        return held_out(self.stage, validation, share=share, count=size, micro_batch=micro_batch)
 
-    def _validate(self, held_out: list[MicroBatch]) -> dict[str, float]:
+    def _validate(self, asked: list[MicroBatch]) -> dict[str, float]:
         sums: dict[str, Tensor] = {}
         with self._result():
-            for piece in held_out:
+            for piece in asked:
                 for name, value in self._loss(piece, "validation").items():
                     sums[name] = sums.get(name, 0.0) + value.float()
-        weight = sum(piece.weight for piece in held_out)
-        means = {name: value / weight for name, value in sums.items()}
-        named = {f"validation_{name}": float(value) for name, value in means.items()}
-        return {"validation_loss": float(_learned(means)), **named}
+        (weight,) = self.ranks.total(sum(piece.weight for piece in asked))
+        mean = {name: value / weight for name, value in self.ranks.totals(sums).items()}
+        told = named({"loss": float(_learned(mean)), **{n: float(v) for n, v in mean.items()}})
+        return {f"validation_{name}": value for name, value in told.items()}
 
     def _draw(self, samples: Samples) -> None:
         directory = self.run_dir / "samples"
-        directory.mkdir(exist_ok=True)
         with self._result():
-            samples(self.model, self.step).save(directory / f"step-{self.step:08d}.png")
+            self._hand_back()
+            if self.ranks.is_first:
+                directory.mkdir(exist_ok=True)
+                picture = samples(self.given.to(self.device).eval(), self.step)
+                picture.save(directory / f"step-{self.step:08d}.png")
+            if self.given is not self.model:
+                self.given.to(self.home)
+
+    def _hand_back(self) -> None:
+        """Put the present weights into the caller's model, whole."""
+        if self.given is not self.model:
+            distributed.copy_whole(
+                self.model, self.given, names=self.named.keys() | buffers(self.model).keys()
+            )
 
     @contextmanager
     def _result(self) -> Iterator[None]:
@@ -272,12 +411,14 @@ class _Run:
         finally:
             if self.average:
                 self.average.swap()
+            distributed.let_go(self.model)
 
     # -------------------------------------------------------------------- stopping, continuing
 
-    def save(self) -> Path:
+    def save(self) -> None:
+        """Begin to write a checkpoint of this step."""
         if self.saved_step == self.step:
-            return checkpoint.step_directory(self.run_dir, self.step)
+            return
         state = checkpoint.TrainingState(
             step=self.step,
             weights=self.named | buffers(self.model),
@@ -286,67 +427,95 @@ class _Run:
             numbers={
                 "average_updates": self.average.updates if self.average else 0,
                 "frozen": self.frozen_sum,
+                "loss_scale": [self.scale.value, self.scale.num_good] if self.scale else None,
             },
         )
-        path = checkpoint.save_training_state(
-            self.run_dir, state, config=self.kept, keep=self.config.keep_checkpoints
-        )
+        self.keeper.save(state)
         self.saved_step = self.step
-        return path
+
+    def _saved(self) -> Path:
+        """Save this step and wait for it; return where it is."""
+        self.save()
+        self.keeper.wait()
+        return checkpoint.step_directory(self.run_dir, self.step)
 
     def restore(self) -> None:
-        state, refused = checkpoint.latest(self.run_dir)
-        for reason in refused:
-            sys.stderr.write(f"passed over: {reason}\n")
-        if state is None and refused:
-            raise CheckpointError(
-                f"no checkpoint in {self.run_dir} can be used; the newest: {refused[0]}; put a"
-                " whole one back, or start a new run in another directory"
-            )
-        if state is None:
+        found = restore(self.run_dir, self.ranks, self._room)
+        if found is None:
             return
-        if state.numbers["frozen"] != self.frozen_sum:
+        self.step, numbers = found
+        self.saved_step = self.step
+        if numbers["frozen"] != self.frozen_sum:
             raise CheckpointError(
                 f"the frozen weights are not those that {self.run_dir} was trained with;"
                 " resume with the same starting weights"
             )
-        self.step = self.saved_step = state.step
-        frozen = {n: p for n, p in self.model.named_parameters() if n not in self.named}
-        checkpoint.load_weights(self.model, {**frozen, **state.weights}, source=str(self.run_dir))
-        restore_optimizer(self.optimizer, self.named, state.optimizer)
         if self.average:
-            self.average.updates = state.numbers["average_updates"]
-            for name, value in state.average.items():
-                self.average.tensors[name].copy_(value)
+            self.average.updates = numbers["average_updates"]
+        if self.scale and numbers["loss_scale"]:
+            self.scale.value, self.scale.num_good = numbers["loss_scale"]
 
-    def _stop(self, number: int, log: RunLog) -> None:
-        path = self.save()
-        log.close()
-        sys.stderr.write(
-            f"stopped after step {self.step} and saved {path}; continue with the same command and"
-            " --resume\n"
-        )
+    def _room(self, layout: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        """Return the tensors that a checkpoint of this layout fills."""
+        kind = "optimizer/"
+        keys = [name.removeprefix(kind) for name in layout if name.startswith(kind)]
+        weights = self.named | buffers(self.model)
+        return checkpoint.TrainingState(
+            step=0,
+            weights={name: value.detach() for name, value in weights.items()},
+            average=self.average.tensors if self.average else {},
+            optimizer=room_for_optimizer(self.optimizer, self.named, keys),
+        ).tensors()
+
+    def _stop(self, number: int, log: RunLog | None) -> None:
+        path = self._saved()
+        if log:
+            log.close()
+            sys.stderr.write(
+                f"stopped after step {self.step} and saved {path}; continue with the same command"
+                " and --resume\n"
+            )
         raise SystemExit(130 if number == signal.SIGINT else 0)
 
     def finish(self) -> Path:
-        path = self.save()
+        path = self._saved()
         if self.average:
             self.average.swap()
-        self.model.eval()
+        self._hand_back()
+        self.given.to(self.device).eval()
         return path
 
 
-def _device(name: str) -> torch.device:
-    if name == "cuda" and not torch.cuda.is_available():
-        raise ConfigError("device = 'cuda', but torch sees no GPU; use device=cpu or device=auto")
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    return torch.device(name)
+@dataclass(frozen=True)
+class _Asked:
+    """What was asked of a run while it did a step: to stop (a signal's number or 0), to save."""
+
+    signal: int
+    saves: bool
 
 
-def _check(named: Mapping[str, nn.Parameter], config: TrainConfig) -> None:
-    for name, parameter in named.items():
-        if parameter.dtype != torch.float32:
+def _prepared(model: nn.Module, config: TrainConfig, ranks: Ranks) -> nn.Module:
+    """Return what trains: the model on its device, or a copy that is sharded or otherwise changed.
+
+    The caller's own model keeps its plain modules, so that it can be used and saved afterwards.
+    """
+    is_plain = config.recompute == config.compiled == "nothing"
+    if ranks.num_ranks == 1 and is_plain:
+        return model.to(ranks.device)
+    model = copy.deepcopy(model).to(ranks.device)
+    if config.recompute == "blocks":
+        distributed.recompute_blocks(model)
+    if config.compiled == "blocks":
+        for block in distributed.blocks(model):
+            block.compile()
+    if ranks.num_ranks > 1:
+        distributed.shard(model, ranks, precision=config.precision, frozen=config.frozen_parts)
+    return model
+
+
+def _check(model: nn.Module, config: TrainConfig, ranks: Ranks) -> None:
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad and parameter.dtype != torch.float32:
             raise ConfigError(
                 f"{name} is {parameter.dtype}; what learns must be float32 (model.float()), and"
                 " precision=bfloat16 then computes in bfloat16"
@@ -356,6 +525,20 @@ def _check(named: Mapping[str, nn.Parameter], config: TrainConfig) -> None:
             raise ConfigError(f"{name} = {getattr(config, name)}; it must be at least 1")
     if not 0 <= config.seed < 2**63:
         raise ConfigError(f"seed = {config.seed}; it must lie between 0 and 2**63 - 1")
+    if not _is_even(config.global_batch_size, config.micro_batch, ranks.num_ranks):
+        raise ConfigError(
+            f"global_batch_size = {config.global_batch_size} in pieces of {config.micro_batch}"
+            f" gives {ranks.num_ranks} processes unequal numbers of pieces; make it a multiple of"
+            f" {ranks.num_ranks}"
+        )
+
+
+def _is_even(size: int, micro_batch: int, num_ranks: int) -> bool:
+    """Return whether all ranks cut their slices of `size` records into as many pieces."""
+    if num_ranks > size:
+        return False
+    slices = (rank_slice(size, rank=rank, num_ranks=num_ranks) for rank in range(num_ranks))
+    return len({-(-len(one) // micro_batch) for one in slices}) == 1
 
 
 def _learned(terms: Mapping[str, Tensor]) -> Tensor:
@@ -365,12 +548,13 @@ def _learned(terms: Mapping[str, Tensor]) -> Tensor:
     ).sum()
 
 
-def _means(entries: Sequence[Mapping[str, Tensor]]) -> dict[str, float]:
-    return {
-        name: sum(float(entry[name]) for entry in entries) / len(entries) for name in entries[-1]
-    }
+def _all_keys(pieces: Sequence[MicroBatch]) -> list[str]:
+    return [key for piece in pieces for key in piece.keys]
 
 
 def _keys(pieces: Sequence[MicroBatch]) -> str:
-    keys = [key for piece in pieces for key in piece.keys]
+    return _some(_all_keys(pieces))
+
+
+def _some(keys: Sequence[str]) -> str:
     return ", ".join(keys[:8]) + (f" and {len(keys) - 8} more" if len(keys) > 8 else "")

@@ -8,7 +8,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from kosmosg.errors import CheckpointError
+from kosmosg.errors import CheckpointError, KosmosGError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,17 +99,16 @@ def optimizer_tensors(
     }
 
 
-def restore_optimizer(
-    optimizer: torch.optim.AdamW,
-    named: Mapping[str, nn.Parameter],
-    tensors: Mapping[str, Tensor],
-) -> None:
-    """Put back what `optimizer_tensors` returned.
+def room_for_optimizer(
+    optimizer: torch.optim.AdamW, named: Mapping[str, nn.Parameter], keys: Iterable[str]
+) -> dict[str, Tensor]:
+    """Make the optimiser's tensors of these names, to be filled; return them.
 
     Raises:
-        CheckpointError: If the tensors belong to other parameters.
+        CheckpointError: If a name belongs to another parameter.
     """
-    for key, value in tensors.items():
+    made: dict[str, Tensor] = {}
+    for key in keys:
         name, _, slot = key.rpartition("/")
         if name not in named:
             raise CheckpointError(
@@ -117,7 +116,47 @@ def restore_optimizer(
                 " resume with the code and configuration that wrote it"
             )
         parameter = named[name]
-        optimizer.state[parameter][slot] = value.to(parameter.device).clone()
+        if slot == "step":  # a number, which each rank has
+            value = torch.zeros((), device=parameter.device)
+        else:
+            value = torch.zeros_like(parameter, requires_grad=False)
+        optimizer.state[parameter][slot] = made[key] = value
+    return made
+
+
+class LossScale:
+    """The factor that keeps float16 gradients from vanishing; 1 for other types.
+
+    A gradient that overflows halves it and costs the update; so many updates without one double it.
+
+    Source:
+        NUMERICS section 8: from 4, window 256, at least 1e-4.
+    """
+
+    def __init__(self, *, start: float = 4.0, window: int = 256, least: float = 1e-4) -> None:
+        self.value = start
+        self.num_good = 0
+        self._window, self._least = window, least
+
+    def grow(self) -> None:
+        """Count an update."""
+        self.num_good += 1
+        if self.num_good % self._window == 0:
+            self.value *= 2
+
+    def shrink(self) -> None:
+        """Count an overflow.
+
+        Raises:
+            KosmosGError: If the factor is at its least: the gradients themselves are too large.
+        """
+        self.num_good = 0
+        self.value /= 2
+        if self.value < self._least:
+            raise KosmosGError(
+                f"gradients overflow float16 at a loss scale of {self.value}; use"
+                " precision=bfloat16, or lower optim.lr and go on from an earlier checkpoint"
+            )
 
 
 class Average:
@@ -140,7 +179,13 @@ class Average:
         for average, parameter in zip(self.tensors.values(), self._parameters, strict=True):
             average.lerp_(parameter.detach(), 1 - decay)
 
+    @torch.no_grad()
     def swap(self) -> None:
-        """Exchange the average and the weights; a second call undoes the first."""
-        for parameter, name in zip(self._parameters, self.tensors, strict=True):
-            self.tensors[name], parameter.data = parameter.data, self.tensors[name]
+        """Exchange the average and the weights; a second call undoes the first.
+
+        By value: a sharded parameter has more than one view of its memory.
+        """
+        for parameter, average in zip(self._parameters, self.tensors.values(), strict=True):
+            held = parameter.detach().clone()
+            parameter.copy_(average)
+            average.copy_(held)

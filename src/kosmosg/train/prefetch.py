@@ -3,24 +3,30 @@
 import queue
 import threading
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 
-from kosmosg.data.mixture import CountingStream, Stream, read_slice
-from kosmosg.data.skips import Skips
-from kosmosg.train.stage import Stage
+from kosmosg.data.mixture import CountingStream, Stream, read_slice, source_of, sources_of
+from kosmosg.data.skips import Place, Skips
+from kosmosg.errors import DataError
+from kosmosg.train.bysource import Sources
+from kosmosg.train.stage import SpreadingStage, Stage
 
 
 @dataclass(frozen=True)
 class MicroBatch:
-    """One piece of a step's global batch: where it starts, how much it weighs, whose it is."""
+    """One piece of a step's global batch: where it starts, how much it weighs, whose it is.
+
+    `sources` is None where the stream does not tell them.
+    """
 
     first_index: int
     weight: int
     keys: tuple[str, ...]
     batch: Any
+    sources: Sources | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,11 +56,23 @@ class Plan:
         """Return these indices of a step, read at once and cut."""
         size = self.global_batch_size
         records = read_slice(self.stream, step, indices, global_batch_size=size)
-        return cut(self.stage, records, micro_batch=self.micro_batch, start=indices.start)
+        first = step * size + indices.start
+        return cut(
+            self.stage,
+            records,
+            micro_batch=self.micro_batch,
+            start=indices.start,
+            sources=_sources(self.stream, range(first, first + len(records))),
+        )
 
 
 def cut(
-    stage: Stage, records: Sequence[Any], *, micro_batch: int, start: int = 0
+    stage: Stage,
+    records: Sequence[Any],
+    *,
+    micro_batch: int,
+    start: int = 0,
+    sources: Sources | None = None,
 ) -> list[MicroBatch]:
     """Return records, the first of which has index `start`, as collated micro-batches."""
     pieces = []
@@ -64,8 +82,35 @@ def cut(
         keys = tuple(
             str(getattr(record, "key", start + first + i)) for i, record in enumerate(part)
         )
-        pieces.append(MicroBatch(start + first, stage.weight(batch), keys, batch))
+        own = sources and Sources(sources.names, sources.of[first : first + micro_batch])
+        pieces.append(MicroBatch(start + first, stage.weight(batch), keys, batch, own))
     return pieces
+
+
+def _sources(stream: Stream, numbers: range) -> Sources | None:
+    names = sources_of(stream)
+    place = {name: index for index, name in enumerate(names)}
+    own = tuple(place[source_of(stream, number)] for number in numbers) if names else ()
+    return Sources(names, own) if names else None
+
+
+def held_out(
+    stage: Stage, stream: Stream, *, share: range, count: int, micro_batch: int
+) -> list[MicroBatch]:
+    """Return these of the first `count` records of a stream, to validate with.
+
+    What a `SpreadingStage` draws in training is spread evenly over all `count`, so that the figure
+    does not depend on the draws' luck, nor on `micro_batch` or on who has which share.
+    """
+    records = read_slice(stream, 0, share, global_batch_size=count)
+    sources = _sources(stream, share)
+    pieces = cut(stage, records, micro_batch=micro_batch, start=share.start, sources=sources)
+    if not isinstance(stage, SpreadingStage):
+        return pieces
+    return [
+        replace(piece, batch=stage.spread(piece.batch, first=piece.first_index, count=count))
+        for piece in pieces
+    ]
 
 
 def to_device(batch: Any, device: torch.device) -> Any:  # noqa: ANN401 - each stage has its own
@@ -80,13 +125,19 @@ def to_device(batch: Any, device: torch.device) -> Any:  # noqa: ANN401 - each s
 class Prefetch:
     """Iterates over the steps' micro-batches, prepared `depth` steps ahead in a thread.
 
-    An exception raised while preparing a step is raised to whoever asks for that step.
+    An exception raised while preparing a step is raised to whoever asks for that step, and so is
+    one step's taking more than `timeout_s`.
     """
 
-    def __init__(self, plan: Plan, *, depth: int = 2) -> None:
+    def __init__(self, plan: Plan, *, timeout_s: float | None, depth: int = 2) -> None:
         self._queue: queue.Queue[list[MicroBatch] | BaseException] = queue.Queue(depth)
         self._stopping = threading.Event()
         self._steps = plan.steps
+        self._timeout_s = timeout_s
+        self._place = Place()
+        self._hangs = False
+        if plan.skips is not None:
+            plan.skips.place = self._place
 
         def prepare(step: int) -> list[MicroBatch] | BaseException:
             try:
@@ -111,12 +162,28 @@ class Prefetch:
 
     def __iter__(self) -> Iterator[tuple[int, list[MicroBatch]]]:
         for step in self._steps:
-            prepared = self._queue.get()
+            try:
+                prepared = self._queue.get(timeout=self._timeout_s)
+            except queue.Empty:
+                self._hangs = True
+                raise too_slow(
+                    f"step {step}", "the thread that reads ahead", self._place, self._timeout_s
+                ) from None
             if isinstance(prepared, BaseException):
                 raise prepared
             yield step, prepared
 
     def close(self) -> None:
-        """Stop the thread and wait for it."""
+        """Stop the thread and wait for it, unless it hangs: then it ends with the process."""
         self._stopping.set()
-        self._thread.join()
+        if not self._hangs:
+            self._thread.join()
+
+
+def too_slow(what: str, who: str, place: Place, timeout_s: float | None) -> DataError:
+    """Return the error that names who hangs, and where."""
+    return DataError(
+        f"{what}: nothing from {who} for {timeout_s} s; the last record that it began to read:"
+        f" {place}; look at that record and its disk, or give a larger data_timeout_s",
+        reason="too slow",
+    )

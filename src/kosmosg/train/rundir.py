@@ -2,7 +2,9 @@
 
 import fcntl
 import json
+import shutil
 import signal
+import sys
 import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -13,12 +15,19 @@ from typing import Any
 from kosmosg.errors import ConfigError
 
 CONFIG_NAME = "config.json"
+SHARDS_NAME = "shards"  # of a user's folder, made before the run begins
 
-# What a resumed run may change: none of these changes the weights that come out.
+# What there is of a run before its first checkpoint.
+TRACES = frozenset(
+    {CONFIG_NAME, "log.jsonl", "skips.json", "tensorboard", "samples", "checkpoints"}
+)
+# What a resumed run may change: but for rounding, none of these changes the weights that come out.
+# `on_bad_loss` does, from where the run goes on: changing it is what the error advises.
 FREE_FIELDS = frozenset(
     {
         *("device", "checkpoint_s", "keep_checkpoints", "log_every", "samples_every"),
-        *("validate_every", "workers", "max_skipped"),
+        *("validate_every", "workers", "max_skipped", "keep_every", "data_timeout_s"),
+        *("on_bad_loss", "recompute", "compiled", "shard_ranks", "frozen_parts"),
     }
 )
 
@@ -27,9 +36,11 @@ FREE_FIELDS = frozenset(
 def open_run_dir(run_dir: Path, config: Mapping[str, Any], *, resume: bool) -> Iterator[None]:
     """Hold the run directory for one run with this configuration.
 
+    What a run left behind that ended before it saved anything is removed.
+
     Raises:
-        ConfigError: If another process trains there, if it is not empty and `resume` is False, or
-            if it was begun with another configuration.
+        ConfigError: If another process trains there, if it holds something to go on from and
+            `resume` is False, or if it was begun with another configuration.
     """
     run_dir.mkdir(parents=True, exist_ok=True)
     with (run_dir / ".lock").open("w") as lock:
@@ -42,24 +53,44 @@ def open_run_dir(run_dir: Path, config: Mapping[str, Any], *, resume: bool) -> I
         path = run_dir / CONFIG_NAME
         if resume and path.exists():
             _compare(json.loads(path.read_text()), config, run_dir)
-        elif not resume:
-            _require_empty(run_dir)
+        elif resume:
+            sys.stderr.write(f"nothing to continue in {run_dir}: a new run begins there\n")
+        else:
+            _make_empty(run_dir)
         path.write_text(json.dumps(config, indent=1) + "\n")
         yield
 
 
-def _require_empty(run_dir: Path) -> None:
-    others = {path.name for path in run_dir.iterdir()} - {".lock"}
-    if others - {CONFIG_NAME}:  # that alone is of a run that ended before its first step
+def is_held(run_dir: Path) -> bool:
+    """Return whether a process is training there."""
+    try:
+        with (run_dir / ".lock").open() as lock:
+            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)  # given back as the file is closed
+    except BlockingIOError:
+        return True
+    except OSError:
+        pass
+    return False
+
+
+def _make_empty(run_dir: Path) -> None:
+    found = {path.name for path in run_dir.iterdir()} - {".lock", SHARDS_NAME}
+    saved = [path for path in run_dir.glob("checkpoints/*") if not path.name.startswith(".")]
+    ours = {name for name in found if name in TRACES or name.startswith("bad-step-")}
+    if CONFIG_NAME in found and found == ours and not saved:
+        for name in found:
+            path = run_dir / name
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+    elif found:
         raise ConfigError(
-            f"run_dir {run_dir} already holds {min(others)!r}; add --resume to continue that"
+            f"run_dir {run_dir} already holds {min(found)!r}; add --resume to continue that"
             " run, remove it, or choose an empty directory"
         )
 
 
 def _compare(then: Mapping[str, Any], now: Mapping[str, Any], run_dir: Path) -> None:
-    old, new = _leaves(then), _leaves(now)
-    for path in sorted(old.keys() | new.keys()):
+    old, new = leaves(then), leaves(now)
+    for path in sorted(old.keys() | new.keys(), key=_importance):
         if path.rpartition(".")[2] in FREE_FIELDS or old.get(path) == new.get(path):
             continue
         raise ConfigError(
@@ -68,14 +99,20 @@ def _compare(then: Mapping[str, Any], now: Mapping[str, Any], run_dir: Path) -> 
         )
 
 
-def _leaves(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    leaves = {}
+def _importance(path: str) -> tuple[bool, str]:
+    """Put what a run is before what is in it: another recipe differs in much, and in this first."""
+    return path.rpartition(".")[2] not in ("part", "kind"), path
+
+
+def leaves(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Return the values of a nested configuration by their paths."""
+    found = {}
     for name, value in tree.items():
         if isinstance(value, Mapping):
-            leaves |= _leaves(value, f"{prefix}{name}.")
+            found |= leaves(value, f"{prefix}{name}.")
         else:
-            leaves[prefix + name] = value
-    return leaves
+            found[prefix + name] = value
+    return found
 
 
 @contextmanager

@@ -18,9 +18,9 @@ from kosmosg.errors import ConfigError
 class Stage(Protocol):
     """What learns, and from which loss; everything else belongs to the loop.
 
-    `trainable` holds name patterns (`fnmatch`, so `*` spans dots). Each must match a parameter;
-    parameters that none matches are frozen. A batch is a tensor, a tuple, a dict, or an object
-    with `to(device)`.
+    `trainable` holds name patterns (`fnmatch`, so `*` spans dots; `layers.last.` is the layer of
+    the highest number). Each must match a parameter; parameters that none matches are frozen. A
+    batch is a tensor, a tuple, a dict, or an object with `to(device)`.
     """
 
     @property
@@ -48,7 +48,33 @@ class Stage(Protocol):
         gradient of one big batch. A term whose name starts with `metric_` is reported only.
         `generator` is seeded for this micro-batch; draw through `Draws`, so that the numbers
         depend on (seed, step, index in the global batch) and not on how the batch was cut.
+
+        Two terms may be vectors, a value for each record: `metric_each_loss`, what it adds to the
+        loss that is learned, and `metric_each_weight`, how many terms that is (1 if left out). The
+        loop tells the loss by source from them.
         """
+        ...
+
+
+@runtime_checkable
+class SpreadingStage(Stage, Protocol):
+    """A stage that can spread evenly over held-out records what it draws while it trains."""
+
+    def spread(self, batch: Any, *, first: int, count: int) -> Any:  # noqa: ANN401
+        """Return the batch with what is drawn set: its records are numbers `first` on of `count`.
+
+        It must not depend on how the records were cut into batches.
+        """
+        ...
+
+
+@runtime_checkable
+class CountingStage(Stage, Protocol):
+    """A stage that names what its weight counts, such as tokens."""
+
+    @property
+    def counts(self) -> str:
+        """Return the name, in the plural."""
         ...
 
 
@@ -61,6 +87,7 @@ def freeze_except(model: nn.Module, patterns: Sequence[str]) -> list[str]:
         ConfigError: If a pattern matches no parameter.
     """
     names = [name for name, _ in model.named_parameters()]
+    patterns = [_numbered(pattern, names) for pattern in patterns]
     for pattern in patterns:
         if not any(fnmatchcase(name, pattern) for name in names):
             shown = ", ".join(names[:3])
@@ -75,6 +102,14 @@ def freeze_except(model: nn.Module, patterns: Sequence[str]) -> list[str]:
         if learns:
             trainable.append(name)
     return trainable
+
+
+def _numbered(pattern: str, names: Sequence[str]) -> str:
+    """Return a pattern with the highest number there is in place of `last`."""
+    before, dot, after = pattern.partition(".last.")
+    inside = [name[len(before) + 1 :] for name in names if dot and name.startswith(f"{before}.")]
+    numbers = [int(number) for name in inside if (number := name.partition(".")[0]).isdecimal()]
+    return f"{before}.{max(numbers)}.{after}" if numbers else pattern
 
 
 def frozen_sum(model: nn.Module) -> str:

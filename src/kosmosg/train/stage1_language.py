@@ -39,6 +39,8 @@ class LanguageStage:
         Paper section 2.1: only discrete tokens are predicted, never what is inside a picture.
     """
 
+    counts = "tokens"
+
     def __init__(
         self,
         *,
@@ -87,8 +89,15 @@ class LanguageStage:
         logits = model.logits(hidden_states[predicted]).float()
         losses = F.cross_entropy(logits, labels, reduction="none")
         right = (logits.argmax(-1) == labels).sum()
-        weights = self._weights.to(labels.device)[labels]
-        return {"cross_entropy": (losses * weights).sum(), "metric_accuracy": right}
+        losses = losses * self._weights.to(labels.device)[labels]
+        each = torch.zeros(predicted.shape, device=labels.device)
+        each[predicted] = losses.detach()
+        return {
+            "cross_entropy": losses.sum(),
+            "metric_accuracy": right,
+            "metric_each_loss": each.sum(1),
+            "metric_each_weight": predicted.sum(1),
+        }
 
 
 def _weight_table(tokenizer: Tokenizer, word_weights: Mapping[str, float]) -> Tensor:

@@ -3,6 +3,7 @@
 import gc
 import os
 import pickle
+import select
 import signal
 import socket
 import struct
@@ -16,10 +17,10 @@ from dataclasses import dataclass, field
 
 import torch
 
-from kosmosg.data.skips import Skips
+from kosmosg.data.skips import Place, Skips
 from kosmosg.errors import KosmosGError
 from kosmosg.memory import hold_on
-from kosmosg.train.prefetch import MicroBatch, Plan, Prefetch
+from kosmosg.train.prefetch import MicroBatch, Plan, Prefetch, too_slow
 from kosmosg.train.shared import Receiver, Sender
 
 AHEAD = 2  # micro-batches that each process prepares or holds ready, which bounds the memory
@@ -28,9 +29,11 @@ _REQUEST = struct.Struct("<QQQQ")  # a step, first index, index behind the last,
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
-def read_ahead(plan: Plan, *, workers: int) -> "Prefetch | Workers":
+def read_ahead(plan: Plan, *, workers: int, timeout_s: float | None = None) -> "Prefetch | Workers":
     """Return what iterates over the steps' micro-batches, prepared in processes; 0: in a thread."""
-    return Workers(plan, workers=workers) if workers else Prefetch(plan)
+    if workers:
+        return Workers(plan, workers=workers, timeout_s=timeout_s)
+    return Prefetch(plan, timeout_s=timeout_s)
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,6 +42,7 @@ class _Process:
 
     number: int
     socket: socket.socket
+    place: Place
     receiver: Receiver = field(default_factory=Receiver)
     asked: deque[int] = field(default_factory=deque)
 
@@ -50,10 +54,12 @@ class Workers:
     thread and touch no GPU. A batch comes back in memory that both sides share. An exception is
     raised to whoever asks for that step, and what a process left out is counted here. Each process
     ends by itself as soon as this one is gone, however that came about; Ctrl-C is left to this one.
+    One that gives nothing for `timeout_s` is an error.
     """
 
-    def __init__(self, plan: Plan, *, workers: int) -> None:
+    def __init__(self, plan: Plan, *, workers: int, timeout_s: float | None) -> None:
         self._plan = plan
+        self._timeout_s = timeout_s
         self._processes: list[_Process] = []
         for _ in range(workers):
             self._processes.append(_fork(plan, [process.socket for process in self._processes]))
@@ -82,6 +88,12 @@ class Workers:
             return
 
     def _answer(self, process: _Process) -> list[MicroBatch]:
+        who = f"the process that reads ahead (pid {process.number})"
+        asking = select.poll()
+        asking.register(process.socket, select.POLLIN)
+        if not asking.poll(None if self._timeout_s is None else 1000 * self._timeout_s):
+            number = self._processes.index(process)
+            raise too_slow(f"worker {number}", who, process.place, self._timeout_s)
         try:
             answer: Answer = process.receiver.receive(process.socket, process.asked.popleft())
         except OSError as error:
@@ -111,6 +123,7 @@ class Workers:
 def _fork(plan: Plan, others: list[socket.socket]) -> _Process:
     """Return a new process that answers requests."""
     ours, theirs = socket.socketpair()
+    place = Place()
     for stream in (sys.stdout, sys.stderr):
         stream.flush()
     signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
@@ -121,14 +134,14 @@ def _fork(plan: Plan, others: list[socket.socket]) -> _Process:
             warnings.simplefilter("ignore", DeprecationWarning)
             number = os.fork()
         if number == 0:
-            _live(plan, theirs, [ours, *others])
+            _live(plan, theirs, [ours, *others], place)
     finally:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
     theirs.close()
-    return _Process(number, ours)
+    return _Process(number, ours, place)
 
 
-def _live(plan: Plan, theirs: socket.socket, others: list[socket.socket]) -> None:
+def _live(plan: Plan, theirs: socket.socket, others: list[socket.socket], place: Place) -> None:
     """Be a process that reads ahead: never return."""
     try:
         for number in _SIGNALS:
@@ -141,6 +154,7 @@ def _live(plan: Plan, theirs: socket.socket, others: list[socket.socket]) -> Non
         hold_on()
         if plan.skips is not None:
             plan.skips.take()
+            plan.skips.place = place
             plan.skips.count_only()  # a process sees a part, whose share may be any
         sender = Sender()
         while request := theirs.recv(_REQUEST.size, socket.MSG_WAITALL):

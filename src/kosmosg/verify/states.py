@@ -7,6 +7,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from kosmosg.model.alignernet import AlignerEncoder
 from kosmosg.model.kosmosg import KosmosG
 from kosmosg.verify.compare import TAP, Case, Value
 from kosmosg.verify.golden import Golden
@@ -87,6 +88,7 @@ def taps(model: KosmosG) -> Iterator[dict[str, Tensor]]:
         handles.append(module.register_forward_hook(keep))
 
     mllm, encoder, decoder = model.mllm, model.aligner.encoder, model.aligner.decoder
+    assert isinstance(encoder, AlignerEncoder)  # the released one
     watch(mllm.embed_dropout, "mllm.embed")
     watch(mllm.layer_norm, "mllm.final_hidden")
     watch(mllm.resampler, "connector")

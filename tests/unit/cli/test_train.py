@@ -1,9 +1,15 @@
 """`kosmosg train`: names, changes, refusals, and one real part in a few steps."""
 
+import re
+from pathlib import Path
+
 import pytest
 import yaml
 
+from kosmosg.data.records import Caption
+from kosmosg.recipes import RECIPES
 from kosmosg.toyworld import nano
+from toys.shards import write
 
 
 @pytest.mark.parametrize("name", nano.RECIPES)
@@ -21,10 +27,86 @@ def test_the_foundation_is_its_parts_in_order(run):
     assert parts == list(nano.FOUNDATION)
 
 
+@pytest.mark.parametrize("name", RECIPES)
+def test_every_full_size_recipe_prints_a_configuration_that_reads_back(run, here, name):
+    code, out, _ = run("train", name, "--print-config")
+    assert code == 0
+    assert yaml.safe_load(out)["train"]["optim"]["warmup_steps"] == 375
+    (here / "my.yaml").write_text(out)
+    assert run("train", "my.yaml", "--print-config") == (0, out, "")
+
+
 def test_the_help_names_every_recipe(run):
     _, out, _ = run("train", "--help")
     words = "".join(out.split())
     assert all(f"nano-{name}" in words for name in [*nano.RECIPES, "foundation"])
+    assert all(name in words for name in RECIPES)
+
+
+def test_a_full_size_recipe_changes_by_path_too(run):
+    changes = ("init=DIR", "optim.lr=3e-4", "steps=9", "model.base=SD", "data.sources.mine.paths=F")
+    code, out, _ = run("train", "stage3", *changes, "--print-config")
+    config = yaml.safe_load(out)
+    assert code == 0
+    assert (config["init"], config["model"]["base"]) == ("DIR", "SD")
+    assert (config["train"]["optim"]["lr"], config["train"]["steps"]) == (3e-4, 9)
+    assert config["data"]["sources"]["mine"] == {"paths": "F", "weight": 1}
+
+
+PARTS = ("vision tower", "resampler", "language model", "aligner M", "U-Net", "VAE")
+SMALL = (
+    "stage.trainable=[aligner.encoder.*, mllm.layers.*]",
+    *("global_batch_size=8", "micro_batch=4", "steps=10", "precision=float32"),
+)
+
+
+def test_a_dry_run_tells_what_a_run_needs_and_that_all_is_there(run, here, toy_dir):
+    for name in ("constructed", "edits", "captions"):
+        (here / "data" / name).mkdir(parents=True)
+        write(here / "data" / name / "0.tar", [Caption(key="c", text="a cat")])
+    words = ("train", "stage3", f"init={toy_dir}", *SMALL, "--dry-run", "--gpus", "2")
+    code, out, err = run(*words, "--gpu-kind", "RTX4090", "--utilisation", "0.5")
+    assert (code, err) == (0, "")
+    rows = {}
+    for line in out.splitlines():
+        name, *values = re.split(r"  +", line)
+        rows.setdefault(name, values)
+    parts = [[int(value.replace(",", "")) for value in rows[name]] for name in PARTS]
+    assert [sum(column) for column in zip(*parts, strict=True)] == [
+        int(value.replace(",", "")) for value in rows["all"]
+    ]
+    assert parts[0][0] == parts[1][0] == 0  # neither the tower nor the resampler is named above
+    assert rows["records, 8 a step"][-1] == "80"
+    assert rows["tokens, taking 99 positions and 1.2 pictures a record"] == ["7,920"]
+    assert "hours at 50% of 82.6 TFLOP/s" in out
+    assert "GiB on each of 2 RTX4090" in out
+
+
+def test_a_dry_run_names_what_is_missing_and_fails(run, here, toy_dir):
+    assert here.is_dir()
+    code, out, err = run("train", "stage3", f"init={toy_dir}", *SMALL, "--dry-run")
+    assert code == 2
+    assert "U-Net" in out
+    lines = err.splitlines()
+    assert len(lines) == 3
+    for line, name in zip(lines, ("constructed", "edits", "captions"), strict=True):
+        assert line.startswith(f"missing: data source '{name}': data/{name}: ")
+        assert line.endswith(f"data.sources.{name}.paths=FOLDER")
+
+
+def test_a_run_goes_where_it_is_told(run, monkeypatch):
+    from kosmosg import recipes
+
+    seen = []
+
+    def train(recipe, run_dir, *, resume):
+        seen.append((recipe.train.steps, run_dir, resume))
+        return run_dir / "model"
+
+    monkeypatch.setattr(recipes, "train", train)
+    assert run("train", "stage2", "steps=5") == (0, "runs/stage2/model\n", "")
+    assert run("train", "stage2", "--run-dir", "r", "--resume") == (0, "r/model\n", "")
+    assert seen == [(5, Path("runs/stage2"), False), (300_000, Path("r"), True)]
 
 
 def test_fields_change_by_path_with_and_without_train(run):
@@ -49,7 +131,16 @@ def test_scale_shortens_the_run_and_its_warmup(run):
     ("words", "message"),
     [
         (["nano-stge3"], "no recipe 'nano-stge3'; did you mean nano-stage3?"),
-        (["dreambooth"], "no recipe 'dreambooth'; the recipes are nano-foundation, nano-vae"),
+        (["dreambooth"], "no recipe 'dreambooth'; the recipes are stage1, stage2, stage3"),
+        (["stage2-as-release"], "did you mean stage2-as-released?"),
+        (["stage3", "--leg", "2"], "--leg is nano's; stage3 has no use for it"),
+        (["stage3", "--scale", "0.1"], "--scale is nano's"),
+        (["stage3", "--workspace", "w"], "--workspace is nano's"),
+        (["nano-stage3", "--run-dir", "r"], "--run-dir is a full-size recipe's"),
+        (["nano-stage3", "--dry-run"], "--dry-run is a full-size recipe's"),
+        (["stage3", "--dry-run", "--gpu-kind", "B9"], "no GPU kind 'B9'; the kinds are V100-32GB"),
+        (["stage3", "stage.loss_weighting=sds"], "loss_weighting = 'sds'"),
+        (["stage3", "model.alinger.dropout=0"], "no field 'model.alinger.dropout'"),
         (["none.yaml"], "none.yaml: No such file or directory"),
         (["nano-stage3", "optm.lr=3"], "no field 'optm.lr'"),
         (["nano-stage3", "optim.lrr=3"], "did you mean optim.lr?"),
@@ -72,8 +163,10 @@ def test_a_part_trains_stops_nowhere_and_is_not_overwritten(run, here):
     """The judge is the smallest part."""
     words = ("train", "nano-judge", "steps=2", "global_batch_size=2", "micro_batch=2")
     small = ("validation_records=2", "precision=float32", "--workspace", "w", "--device", "cpu")
-    code, out, _ = run(*words, *small)
+    code, out, err = run(*words, *small)
     assert (code, out) == (0, "w/model\n")
+    assert "Writing" not in err
+    assert "Loading" not in err
     assert (here / "w" / "model" / "judge" / "config.json").exists()
     code, _, err = run(*words, *small)
     assert code == 2

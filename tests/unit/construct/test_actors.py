@@ -1,17 +1,18 @@
 """Runs on a small Ray cluster of this machine, of which actors are killed."""
 
+import json
 import os
 import signal
 import sys
 import threading
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from kosmosg.construct.journal import DEADLY
 from kosmosg.errors import ConfigError, DataError
-from toys.construction import MakeReader, construct, keys_in, leftovers, made, units_of
+from toys.construction import MakeReader, construct, keys_in, leftovers, made, units_of, until
 
 pytestmark = [
     pytest.mark.timeout(300),
@@ -26,13 +27,13 @@ pytestmark = [
 def cluster() -> Iterator[None]:
     import ray
 
-    tests = str(Path(__file__).parents[2])  # pytest's path is not that of Ray's processes
+    root = Path(__file__).parents[3]  # pytest's path is not that of Ray's processes
     ray.init(
         num_cpus=2,
         include_dashboard=False,
         log_to_driver=False,
         logging_level="ERROR",
-        runtime_env={"env_vars": {"PYTHONPATH": tests}},
+        runtime_env={"env_vars": {"PYTHONPATH": f"{root}/src:{root}/tests"}},
     )
     yield
     ray.shutdown()
@@ -42,16 +43,17 @@ def cluster() -> Iterator[None]:
 def test_killed_actors_are_replaced_and_no_record_is_lost_or_doubled(
     output: Path, flags: Path
 ) -> None:
-    units = units_of(["a", "sleep:5", "b"], ["a", "bad", "once:first", "c"], ["a"], ["die", "b"])
+    units = units_of(
+        ["a", "sleep:5", "b"], ["a", "bad", "once:first", "c"], ["a"], ["b", "end die"]
+    )
 
     def kill() -> None:
         """Kill the actor that sleeps, from outside."""
-        while not (output / ".lock").exists() or not list(output.glob(".000.*.part")):
-            time.sleep(0.05)
+        until(lambda: list(output.glob(".000.*.part")), 120)
         name = next(output.glob(".000.*.part")).name
         os.kill(int(name.split(".")[3]), signal.SIGKILL)
 
-    killer = threading.Thread(target=kill)
+    killer = threading.Thread(target=kill, daemon=True)
     killer.start()
     summary = construct(units, output, flags, workers=2, kind="ray")
     killer.join()
@@ -65,6 +67,21 @@ def test_killed_actors_are_replaced_and_no_record_is_lost_or_doubled(
     assert summary.failed.keys() == {"003"}
     assert "ActorDiedError" in summary.failed["003"]
     assert len(made(flags)) >= 5
+
+
+@pytest.mark.usefixtures("cluster")
+def test_a_record_that_kills_its_actor_is_skipped_counted_and_named(
+    output: Path, flags: Path
+) -> None:
+    units = units_of(["a", "b", "die", "c"], ["a", "decode:segfault"])
+    make = MakeReader(flags, batch_size=3)
+    summary = construct(units, output, flags, workers=2, kind="ray", make=make)
+    assert keys_in(output) == ["000/0", "000/1", "000/3", "001/0"]
+    assert not summary.failed
+    assert summary.counts.skipped == {DEADLY: 2}
+    said = json.loads((output / "000.json").read_text())["counts"]
+    assert said["named"][DEADLY][0].startswith("record 000/2: 2 processes died")
+    assert leftovers(output) == []
 
 
 @pytest.mark.usefixtures("cluster")

@@ -1,3 +1,4 @@
+import shutil
 from pathlib import Path
 
 import pytest
@@ -5,7 +6,7 @@ import torch
 from PIL import Image
 
 from kosmosg import release, sequence
-from kosmosg.construct.caption import blip2, load_speaker, mllm_captioner
+from kosmosg.construct.caption import blip2, load_speaker, mllm_captioner, speaker_part
 from kosmosg.errors import CheckpointError
 from kosmosg.tokenizer import Tokenizer
 from toys.construct import save_blip2
@@ -78,11 +79,20 @@ def test_our_captioner_is_generate_on_a_batch(tmp_path: Path) -> None:
     assert captioner(pictures) == expected
 
 
-def test_the_speaker_is_the_one_of_stage_2() -> None:
-    nano = release.find("nano")
-    spoken = load_speaker(nano).state_dict()
-    painting = load_speaker_of(nano)
-    assert any(not torch.equal(spoken[name], painting[name]) for name in spoken)
+def test_a_captioner_speaks_before_all_others(tmp_path: Path) -> None:
+    save_toy_nano(tmp_path)
+    assert speaker_part(tmp_path) == "stage2/mllm"
+    shutil.copytree(tmp_path / "mllm", tmp_path / "captioner")
+    expected = load_speaker_of(tmp_path)
+    spoken = load_speaker(tmp_path).state_dict()
+    assert all(torch.equal(spoken[name], value) for name, value in expected.items())
+    shutil.rmtree(tmp_path / "captioner")
+    shutil.rmtree(tmp_path / "stage2")
+    assert speaker_part(tmp_path) == "mllm"
+
+
+def test_the_speaker_of_nano_is_its_captioner() -> None:
+    assert speaker_part(release.find("nano")) == "captioner"
 
 
 def load_speaker_of(directory: Path) -> dict[str, torch.Tensor]:

@@ -3,19 +3,25 @@
 import dataclasses
 import io
 import json
+import os
 import pickle
 import shutil
+import signal
 import tarfile
 from pathlib import Path
 
+import numpy as np
 import pytest
 from PIL import Image
 
+from kosmosg.construct import chain
 from kosmosg.construct.chain import MakeWorker, examples
 from kosmosg.construct.config import ClipSegConfig, ConstructConfig, MllmConfig, RuleConfig
 from kosmosg.construct.example import Source
+from kosmosg.construct.executor import run
 from kosmosg.construct.filters import FilterConfig
 from kosmosg.construct.folder import FolderUnit, TarUnit, list_units, sources_of
+from kosmosg.construct.journal import DEADLY, Journal
 from kosmosg.construct.leaks import LEAK, Leaks
 from kosmosg.construct.models import load, provenance_of
 from kosmosg.construct.openimages import Licences, index_licences
@@ -70,28 +76,28 @@ def test_a_folder_is_cut_the_same_way_each_time(pictures: Path) -> None:
     assert keys[0].startswith("a_1-")
 
 
-def test_captions_beside_are_read_where_they_are_wanted(pictures: Path) -> None:
+def test_captions_beside_are_read_where_they_are_wanted(pictures: Path, journal: Journal) -> None:
     (unit,) = list_units(pictures, unit_size=9)
     for captions, expected in (("beside", "a red fox"), ("made", None)):
         skips = Skips()
-        sources = list(sources_of(unit, skips, source="folder", captions=captions))
+        sources = list(sources_of(unit, skips, journal, source="folder", captions=captions))
         assert [source.caption for source in sources] == [None, None, None, expected, None]
         assert dict(sources[3].provenance) == {"source": "folder", "source_id": "c"}
 
 
-def test_a_bad_picture_is_skipped_and_named(pictures: Path) -> None:
+def test_a_bad_picture_is_skipped_and_named(pictures: Path, journal: Journal) -> None:
     (pictures / "c.jpg").write_bytes(jpeg()[:100])
     (pictures / "f.jpg").unlink()
     (pictures / "f.jpg").symlink_to("nowhere")
     skips = Skips()
     (unit,) = list_units(pictures, unit_size=9)
-    keys = [one.key for one in sources_of(unit, skips, source="folder", captions="made")]
+    keys = [one.key for one in sources_of(unit, skips, journal, source="folder", captions="made")]
     assert len(keys) == 3
     assert skips.reasons == {"unreadable picture": 2}
     assert "c.jpg" in skips.named["unreadable picture"][0]
 
 
-def test_tars_are_units_by_name_and_tell_what_they_know(tmp_path: Path) -> None:
+def test_tars_are_units_by_name_and_tell_what_they_know(tmp_path: Path, journal: Journal) -> None:
     told = {"caption": "a red fox", "url": "http://a/b", "status": "success", "width": 3}
     write_tar(
         tmp_path / "in/00001.tar",
@@ -109,7 +115,7 @@ def test_tars_are_units_by_name_and_tell_what_they_know(tmp_path: Path) -> None:
     assert [unit.name for unit in units] == ["00000", "00001"]
     assert all(isinstance(unit, TarUnit) for unit in units)
     skips = Skips()
-    first, second = sources_of(units[1], skips, source="openimages", captions="beside")
+    first, second = sources_of(units[1], skips, journal, source="openimages", captions="beside")
     assert (first.key, first.caption) == ("00001/000010000", "a red fox")
     assert dict(first.provenance) == {
         "source": "openimages",
@@ -120,13 +126,13 @@ def test_tars_are_units_by_name_and_tell_what_they_know(tmp_path: Path) -> None:
     assert skips.reasons == {"missing picture": 1, "unreadable picture": 1}
 
 
-def test_half_a_tar_gives_what_is_whole(tmp_path: Path) -> None:
+def test_half_a_tar_gives_what_is_whole(tmp_path: Path, journal: Journal) -> None:
     tar = write_tar(tmp_path / "a.tar", {f"{n}.jpg": jpeg() for n in range(4)})
     third = list(read_index(tar))[2].members["jpg"]
     tar.write_bytes(tar.read_bytes()[: third.offset + third.size // 2])
     skips = Skips()
     (unit,) = list_units(tar, unit_size=2)
-    found = list(sources_of(unit, skips, source="folder", captions="made"))
+    found = list(sources_of(unit, skips, journal, source="folder", captions="made"))
     assert [source.key for source in found] == ["a/0"]
     assert skips.num_skipped == 1
 
@@ -216,7 +222,9 @@ def config_of(model_dir: Path, **more: object) -> ConstructConfig:
     )
 
 
-def test_a_worker_makes_a_units_examples_with_real_models(pictures: Path, model_dir: Path) -> None:
+def test_a_worker_makes_a_units_examples_with_real_models(
+    pictures: Path, model_dir: Path, journal: Journal
+) -> None:
     (pictures / "b/d.txt").write_text("a blue star on a red thing")
     (pictures / "b/e.txt").write_text("it is red")
     (pictures / "f.jpg").write_bytes(b"")
@@ -229,7 +237,7 @@ def test_a_worker_makes_a_units_examples_with_real_models(pictures: Path, model_
     worker = make_worker()
     skips = Skips()
     (unit,) = list_units(pictures, unit_size=9)
-    made = list(worker(unit, skips))
+    made = list(worker(unit, skips, journal))
     assert [(one.key, one.caption) for one in made] == [
         ("b/d", "a blue star on a red thing"),
         ("c", "a red fox"),
@@ -244,10 +252,12 @@ def test_a_worker_makes_a_units_examples_with_real_models(pictures: Path, model_
     assert skips.reasons == {"unreadable picture": 1}
     assert skips.dropped == {"no entities": 1}
     again = Skips()
-    assert [one.key for one in worker(unit, again)] == ["b/d", "c"]
+    assert [one.key for one in worker(unit, again, journal)] == ["b/d", "c"]
 
 
-def test_a_worker_tells_whose_a_picture_is(pictures: Path, model_dir: Path, tmp_path: Path) -> None:
+def test_a_worker_tells_whose_a_picture_is(
+    pictures: Path, model_dir: Path, tmp_path: Path, journal: Journal
+) -> None:
     (tmp_path / "t.csv").write_text("ImageID,License\nc,CC0\n")
     licences = Licences(index_licences([tmp_path / "t.csv"], tmp_path / "i.sqlite"))
     make_worker = MakeWorker(
@@ -257,13 +267,13 @@ def test_a_worker_tells_whose_a_picture_is(pictures: Path, model_dir: Path, tmp_
         licences=licences,
     )
     (unit,) = list_units(pictures, unit_size=9)
-    (made,) = make_worker()(unit, Skips())
+    (made,) = make_worker()(unit, Skips(), journal)
     said = {"source": "openimages", "source_id": "c", "license": "CC0"}
     assert dict(made.provenance) == {**said, "phash": f"{phash(made.image):016x}"}
 
 
 def test_a_worker_leaves_out_what_rules_and_evaluation_sets_say(
-    pictures: Path, model_dir: Path
+    pictures: Path, model_dir: Path, journal: Journal
 ) -> None:
     for name, text in (
         ("b/d", "a red star"),
@@ -285,7 +295,7 @@ def test_a_worker_leaves_out_what_rules_and_evaluation_sets_say(
     )
     (unit,) = list_units(pictures, unit_size=9)
     skips = Skips()
-    made = list(pickle.loads(pickle.dumps(make_worker))()(unit, skips))
+    made = list(pickle.loads(pickle.dumps(make_worker))()(unit, skips, journal))
     assert [one.key for one in made] == ["b/d", "c"]
     assert skips.dropped == {"too long": 1, "caption too long": 1, LEAK: 1}
     assert skips.named[LEAK] == ["picture f is dog/00.jpg"]
@@ -338,6 +348,45 @@ def test_a_picture_that_breaks_a_model_costs_itself(model_dir: Path) -> None:
     assert [one.key for one in made] == ["0", "2", "3"]
     assert skips.reasons == {"RuntimeError": 1}
     assert "picture 1: RuntimeError: CUDA error" in skips.named["RuntimeError"][0]
+
+
+@dataclasses.dataclass(frozen=True)
+class Deadly:
+    """Makes a worker whose segmenter kills its process at the sight of a blue picture."""
+
+    make: MakeWorker
+
+    def __call__(self):
+        steps = load(self.make.config)
+
+        def segmenter(images: list[Image.Image], phrases: list[str]) -> list[np.ndarray]:
+            if any(np.asarray(image)[0, 0, 2] > 200 for image in images):
+                os.kill(os.getpid(), signal.SIGKILL)
+            return steps.segmenter(images, phrases)
+
+        with pytest.MonkeyPatch.context() as patch:
+            changed = dataclasses.replace(steps, segmenter=segmenter)
+            patch.setattr(chain, "load", lambda _config: changed)
+            return self.make()
+
+
+def test_a_picture_at_which_a_model_kills_its_process_costs_itself(
+    pictures: Path, model_dir: Path, output: Path
+) -> None:
+    for picture in pictures.rglob("*.jpg"):
+        picture.with_suffix(".txt").write_text("a red fox")
+    (pictures / "b/e.jpg").write_bytes(jpeg("blue"))
+    config = config_of(model_dir, captioner=None, batch_size=4)
+    make = MakeWorker(config=config, source="folder", provenance={})
+    units = list_units(pictures, unit_size=9)
+    wanted = {"output": output, "workers": 1, "kind": "local", "skips_limit": 0.5, "config": {}}
+    summary = run(units, Deadly(make), **wanted)
+    (shard,) = output.glob("*.tar")
+    keys = [one.key for one in read_index(shard)]
+    assert keys[1:] == ["b/d", "c", "f"]
+    assert keys[0].startswith("a_1-")
+    assert summary.counts.skipped == {DEADLY: 1}
+    assert summary.counts.named[DEADLY][0].startswith("record b/e: ")
 
 
 def test_a_server_that_is_down_is_no_pictures_fault(model_dir: Path) -> None:

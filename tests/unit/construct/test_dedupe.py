@@ -22,7 +22,7 @@ A, B = 0x0123456789ABCDEF, 0xFEDCBA9876543210
 def reader():
     """Words are hashes in hexadecimal, or a dash for a record without a picture."""
 
-    def read(unit: Words, _skips: object) -> Iterator[Caption]:
+    def read(unit: Words, _skips: object, _journal: object) -> Iterator[Caption]:
         for key, word in zip(unit.keys, unit.words, strict=True):
             yield Caption(key=key, text=word, provenance={} if word == "-" else {"phash": word})
 

@@ -150,7 +150,9 @@ def test_ten_failures_in_a_row_stop_the_job(output: Path, flags: Path) -> None:
 def test_a_second_record_of_a_key_is_skipped(output: Path, flags: Path) -> None:
     def make():
         reader = MakeReader(flags)()
-        return lambda unit, skips: iter([*reader(unit, skips), *reader(unit, skips)])
+        return lambda unit, skips, journal: iter(
+            [*reader(unit, skips, journal), *reader(unit, skips, journal)]
+        )
 
     summary = construct(units_of(["a", "b"]), output, flags, make=make)
     assert keys_in(output) == ["000/0", "000/1"]

@@ -1,7 +1,9 @@
 """Rules: what each leaves out, and that none does unless it is set."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -14,6 +16,9 @@ from kosmosg.construct.filters import (
     refuse_caption,
     refuse_picture,
 )
+from kosmosg.construct.screen import passing_records
+from kosmosg.data.records import Edit
+from kosmosg.data.skips import Skips
 from kosmosg.errors import ConfigError
 
 WIDE = Image.new("RGB", (40, 10))
@@ -46,6 +51,25 @@ def test_a_judge_scores_what_has_no_score(score: float, reason: str | None) -> N
     config = FilterConfig(max_unsafe=0.5)
     assert refuse_picture(WIDE, {}, config, lambda _: [score]) == reason
     assert refuse_picture(WIDE, {"punsafe": "0.1"}, config, lambda _: [score]) is None
+
+
+def test_of_an_edit_the_judge_sees_every_picture() -> None:
+    def judge(images: Sequence[Image.Image]) -> list[float]:
+        return [float(np.asarray(image).mean() / 255) for image in images]
+
+    black, white = (Image.new("RGB", (8, 8), name) for name in ("black", "white"))
+    edits = [
+        Edit(key=key, caption="", before=before, instruction="go", after=after)
+        for key, before, after in (
+            ("a", (black, black), black),
+            ("b", (black, white), black),
+            ("c", (black, black), white),
+        )
+    ]
+    skips = Skips()
+    taken = passing_records(edits, FilterConfig(max_unsafe=0.5), judge, skips)
+    assert [edit.key for edit in taken] == ["a"]
+    assert skips.named == {"unsafe": ["edit b", "edit c"]}
 
 
 def test_captions() -> None:

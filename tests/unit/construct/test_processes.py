@@ -1,9 +1,11 @@
 """Runs in several processes, some of which are killed."""
 
+import json
 import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,8 +13,10 @@ from pathlib import Path
 
 import pytest
 
+from kosmosg.construct import executor
+from kosmosg.construct.journal import DEADLY
 from kosmosg.errors import ConfigError, DataError, KosmosGError
-from toys.construction import MakeReader, construct, keys_in, leftovers, made, units_of
+from toys.construction import MakeReader, construct, keys_in, leftovers, made, units_of, until
 
 
 def alive(pid: int) -> bool:
@@ -21,13 +25,6 @@ def alive(pid: int) -> bool:
     except FileNotFoundError:
         return False
     return state != "Z"
-
-
-def until(what, seconds: float = 60) -> None:
-    end = time.monotonic() + seconds
-    while not what():
-        assert time.monotonic() < end, "it never came"
-        time.sleep(0.05)
 
 
 @contextmanager
@@ -40,26 +37,110 @@ def driver(output: Path, *job: object, repository: Path) -> Iterator[subprocess.
         yield process
     finally:
         process.kill()
-        process.communicate()
+        process.communicate(timeout=60)  # workers hold the pipe as well: they must end too
 
 
 def test_killed_workers_are_replaced_and_no_record_is_lost_or_doubled(
     output: Path, flags: Path
 ) -> None:
-    """One dies between two records, once; another each time that it meets one record."""
+    """One dies at a record, once; others between records: once, and each time."""
     units = units_of(
-        ["a"] * 5, ["a", "b", "c", "once:first", "d"], ["a"], ["b", "die"], ["a"] * 5, ["c"]
+        ["a"] * 5, ["a", "once:first", "d"], ["a", "end once:last"], ["b", "end die"], ["c"]
     )
     summary = construct(units, output, flags, workers=2)
-    whole = [key for unit in units if unit.name != "003" for key in unit.keys]
-    assert keys_in(output) == whole
+    assert keys_in(output) == [key for unit in units if unit.name != "003" for key in unit.keys]
     assert leftovers(output) == []
-    assert summary.done == 5
+    assert summary.done == 4
+    assert summary.counts.skipped == {}
     assert summary.failed.keys() == {"003"}
     assert "SIGKILL" in summary.failed["003"]
     assert "(3 attempts)" in summary.failed["003"]
-    assert len(made(flags)) >= 4  # four have died
+    assert len(made(flags)) >= 5  # five have died
     assert not any(alive(pid) for pid in made(flags))
+
+
+@pytest.mark.parametrize(
+    ("word", "batch_size"), [("die", 1), ("die", 3), ("decode:die", 3), ("segfault", 1)]
+)
+def test_a_record_that_kills_is_skipped_counted_and_named(
+    output: Path, flags: Path, word: str, batch_size: int
+) -> None:
+    units = units_of(["a", "b", word, "c", "d"], ["e"])
+    make = MakeReader(flags, batch_size=batch_size)
+    summary = construct(units, output, flags, workers=1, make=make)
+    assert keys_in(output) == ["000/0", "000/1", "000/3", "000/4", "001/0"]
+    assert not summary.failed
+    said = json.loads((output / "000.json").read_text())["counts"]
+    assert said["skipped"] == summary.counts.skipped == {DEADLY: 1}
+    (named,) = said["named"][DEADLY]
+    assert named.startswith("record 000/2: 2 processes died while they worked on it alone; look")
+    # Together with others it kills once more; what is read is on its own from the start.
+    num_deaths = 2 if batch_size == 1 or word == "decode:die" else 3
+    assert len(made(flags)) == num_deaths + 1
+    assert leftovers(output) == []
+
+
+def test_workers_that_are_killed_from_outside_cost_no_record(output: Path, flags: Path) -> None:
+    """Whatever they were at: the same batch, twice."""
+    units = units_of(["a", "sleep:2", "b", "c"], ["d"])
+
+    def kill() -> None:
+        for num_made in (1, 2):
+            until(lambda at=num_made: len(made(flags)) == at and "000/1" in _last_line(output))
+            (worker,) = [pid for pid in made(flags) if alive(pid)]
+            os.kill(worker, signal.SIGKILL)
+
+    killer = threading.Thread(target=kill, daemon=True)
+    killer.start()
+    make = MakeReader(flags, batch_size=4)
+    summary = construct(units, output, flags, workers=1, make=make)
+    killer.join()
+    assert len(made(flags)) == 3
+    assert keys_in(output) == [key for unit in units for key in unit.keys]
+    assert summary.counts.skipped == {}
+    assert leftovers(output) == []
+
+
+def _last_line(output: Path) -> str:
+    try:
+        lines = (output / ".000.journal").read_text().splitlines()
+    except FileNotFoundError:
+        return ""
+    return lines[-1] if lines else ""
+
+
+def test_the_limit_stops_a_run_of_records_that_kill(output: Path, flags: Path) -> None:
+    units = units_of(["a"] * 98, ["a", "die", "a", "die", "a", "die"])
+    with pytest.raises(DataError, match=r"^2 of 100 records are bad, .* 2 killed its worker; such"):
+        construct(units, output, flags, workers=1, skips_limit=0.01)
+    assert len(keys_in(output)) == 98
+    assert leftovers(output) == []
+
+
+def test_a_unit_of_which_no_record_comes_through_is_named(
+    output: Path, flags: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is not the records that are to blame."""
+    monkeypatch.setattr(executor, "IN_A_ROW", 4)  # to make a worker takes seconds
+    summary = construct(units_of(["die"] * 9, ["a"]), output, flags, workers=1)
+    assert "SIGKILL" in summary.failed["000"]
+    assert summary.failed["000"].endswith("so did 4 in a row, and no record came through")
+    assert keys_in(output) == ["001/0"]
+    assert len(made(flags)) == 4
+
+
+def test_a_record_that_takes_the_driver_along_is_skipped_as_well(
+    output: Path, repository: Path
+) -> None:
+    """As where the whole container is ended for its memory: the same command goes on."""
+    job = (1, 3, 0, "die at 000/1")
+    for _ in range(2):
+        with driver(output, *job, repository=repository) as process:
+            assert process.wait(120) == -signal.SIGKILL
+    with driver(output, *job, repository=repository) as process:
+        assert process.wait(120) == 0
+    assert keys_in(output) == ["000/0", "000/2"]
+    assert leftovers(output) == []
 
 
 def test_workers_that_cannot_be_made_stop_the_job(output: Path, flags: Path) -> None:

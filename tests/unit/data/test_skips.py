@@ -1,6 +1,8 @@
+import os
+
 import pytest
 
-from kosmosg.data.skips import Skips
+from kosmosg.data.skips import Place, Skips
 from kosmosg.errors import DataError
 
 
@@ -64,3 +66,27 @@ def test_what_was_counted_elsewhere_is_added_up():
 def test_a_limit_of_none_counts_from_the_first():
     with pytest.raises(DataError, match="1 of 1 records were left out, more than 0%: 1 x"):
         Skips(limit=0.0).skip(DataError("a", reason="x"))
+
+
+def test_a_copy_stands_by_itself_and_can_be_added_before_its_names_are_there():
+    skips = Skips(limit=1.0)
+    skips.skip(DataError("record 1 is bad", reason="bad"))
+    copied = skips.copy()
+    skips.skip(DataError("record 2 is bad", reason="bad"))
+    assert (copied.num_skipped, copied.named) == (1, {"bad": ["record 1 is bad"]})
+    copied.named.clear()
+    total = Skips(limit=1.0)
+    total.add(copied)
+    assert total.reasons == {"bad": 1}
+
+
+@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+def test_a_place_is_told_to_whoever_shares_the_memory():
+    place = Place()
+    assert str(place) == "none that has a name"
+    if os.fork() == 0:
+        place.note("x" * 600 + "a.tar: key-7")
+        os._exit(0)
+    os.wait()
+    assert str(place).endswith("xa.tar: key-7")
+    assert len(str(place)) == Place.SIZE - 2

@@ -1,6 +1,7 @@
 import io
 import json
 from collections import Counter
+from dataclasses import replace
 
 import pytest
 from PIL import Image
@@ -8,7 +9,7 @@ from PIL import Image
 from kosmosg.data.compose import Composed
 from kosmosg.data.records import Caption, Document, Edit, Example
 from kosmosg.data.samples import to_bytes
-from kosmosg.data.sources import DataConfig, SourceConfig, find_tars, open_stream
+from kosmosg.data.sources import DataConfig, SourceConfig, find_tars, open_stream, open_validation
 from kosmosg.data.tars import write_shard
 from kosmosg.errors import ConfigError, DataError
 from toys.model import toy_picture
@@ -107,6 +108,25 @@ def test_paths_are_files_folders_and_patterns(tmp_path):
         find_tars([str(paths[0]), str(tmp_path / "a")], name="s")
     with pytest.raises(ConfigError, match="'s' has no paths"):
         find_tars([], name="s")
+
+
+def test_held_out_records_come_in_their_order_and_from_other_tars(tmp_path):
+    for name in "abc":
+        captions = [Caption(key=f"{name}{index}", text="words") for index in range(3)]
+        samples = [(caption.key, to_bytes(caption)) for caption in captions]
+        (tmp_path / name).mkdir()
+        write_shard(tmp_path / name / "0.tar", samples)
+    data = config(a=tmp_path / "a")
+    assert open_validation(data, stage="align") is None
+    held_out = config(b=tmp_path / "b", c=tmp_path / "c").sources
+    opened = open_validation(replace(data, validation=held_out), stage="align")
+    keys = [record.key for record in opened.batch(0, 6)]
+    assert [key for key in keys if key[0] == "b"] == ["b0", "b1", "b2"]
+    assert [key for key in keys if key[0] == "c"] == ["c0", "c1", "c2"]
+    assert [opened.source(number) for number in range(6)] == [key[0] for key in keys]
+    both = replace(data, validation=config(v=tmp_path / "a" / "*.tar").sources)
+    with pytest.raises(ConfigError, match=r"is in data\.validation\.v and in data\.sources\.a;"):
+        open_validation(both, stage="align")
 
 
 @pytest.mark.parametrize(

@@ -5,8 +5,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from kosmosg.errors import PromptError
-from kosmosg.model.alignernet import AlignerNet
+from kosmosg.errors import ConfigError, PromptError
+from kosmosg.model.alignernet import AlignerEncoder, AlignerNet
 from kosmosg.model.kosmosg import KosmosG
 from toys.parts import batch_of, tiny_aligner, tiny_mllm
 
@@ -70,8 +70,9 @@ def test_a_prompt_beyond_the_table_is_refused(length: int) -> None:
         aligner.reconstruct(hidden(1, 5, 16), length)
 
 
-def test_every_parameter_receives_a_gradient() -> None:
-    aligner = tiny_aligner(with_reconstruction=True).train()
+@pytest.mark.parametrize("stacks", ["both", "queries"])
+def test_every_parameter_receives_a_gradient(stacks: str) -> None:
+    aligner = tiny_aligner(with_reconstruction=True, stacks=stacks).train()
     states, mask = hidden(2, 6, 24), real(6, 4)
     embeds = aligner(states, mask)
     (embeds.square().mean() + (aligner.reconstruct(embeds, 6) - states).square().mean()).backward()
@@ -84,6 +85,60 @@ def test_there_is_no_dropout_in_it() -> None:
     aligner = tiny_aligner().train()
     states, mask = hidden(1, 6, 24), real(6)
     assert torch.equal(aligner(states, mask), aligner(states, mask))
+
+
+def test_dropout_is_there_if_asked_for_and_only_while_learning() -> None:
+    aligner = tiny_aligner(with_reconstruction=True, dropout=0.5).train()
+    states, mask = hidden(1, 6, 24), real(6)
+    assert not torch.equal(aligner(states, mask), aligner(states, mask))
+    embeds = hidden(1, 5, 16)
+    assert not torch.equal(aligner.reconstruct(embeds, 6), aligner.reconstruct(embeds, 6))
+    assert torch.equal(aligner.eval()(states, mask), tiny_aligner()(states, mask))
+
+
+def test_queries_alone_read_the_words_and_know_their_order() -> None:
+    """The paper's decoder-only ablation: half of the layers, and no stack over the words."""
+    aligner = tiny_aligner(stacks="queries", with_reconstruction=True)
+    assert len(aligner.encoder.query_layers) == 2
+    assert not any(".layers." in name for name, _ in aligner.named_parameters())
+    states, mask = hidden(2, 6, 24), real(6, 3)
+    assert aligner(states, mask).shape == (2, 5, 16)
+    assert not torch.allclose(aligner(states, mask), aligner(states.flip(1), mask), atol=1e-3)
+    other = states.masked_fill(~mask[..., None], 7.0)
+    assert torch.equal(aligner(states, mask), aligner(other, mask))
+    # The same M but for the stack over the words: that alone is what the ablation leaves out.
+    whole = tiny_aligner(num_layers=2)
+    whole.encoder.load_state_dict(aligner.encoder.state_dict(), strict=False)
+    whole.encoder.layers = torch.nn.ModuleList()
+    assert torch.equal(whole(states, mask), aligner(states, mask))
+
+
+def test_no_stacks_are_one_linear_map_of_the_first_positions() -> None:
+    aligner = tiny_aligner(stacks="none")
+    assert {name for name, _ in aligner.named_parameters()} == {
+        "encoder.project.weight",
+        "encoder.project.bias",
+    }
+    states = hidden(2, 7, 24)
+    project = aligner.encoder.project
+    long = aligner(states, real(7, 7))
+    torch.testing.assert_close(long, project(states[:, :5]))  # five queries
+    short = aligner(states[:, :3], real(3, 2))
+    torch.testing.assert_close(short[0, :3], project(states[0, :3]))
+    assert not short[0, 3:].any()
+    assert not short[1, 2:].any()
+    with pytest.raises(ConfigError, match="stacks='none' has no N"):
+        tiny_aligner(stacks="none", with_reconstruction=True)
+
+
+@pytest.mark.parametrize("stacks", ["queries", "none"])
+def test_an_ablation_is_saved_and_loaded(tmp_path: Path, stacks: str) -> None:
+    aligner = tiny_aligner(seed=4, stacks=stacks)
+    aligner.save_pretrained(tmp_path)
+    loaded = AlignerNet.from_pretrained(tmp_path)
+    states, mask = hidden(2, 6, 24), real(6, 4)
+    with torch.no_grad():
+        assert torch.equal(loaded(states, mask), aligner(states, mask))
 
 
 @pytest.mark.parametrize("with_reconstruction", [False, True])
@@ -112,6 +167,7 @@ def test_initial_gammas_of_the_four_stacks() -> None:
         with_reconstruction=True,
     )
     assert aligner.decoder is not None
+    assert isinstance(aligner.encoder, AlignerEncoder)
     memory = math.sqrt(math.log(3 * 4) * math.log(2 * 4) / 3)
     reading, plain = math.sqrt(math.log(3 * 4)), math.sqrt(math.log(2 * 4))
     for layers, gamma in (

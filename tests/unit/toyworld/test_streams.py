@@ -9,14 +9,16 @@ import pytest
 from PIL import Image
 
 from kosmosg.data.looking import texts_of
-from kosmosg.data.records import Edit, Example, Record
+from kosmosg.data.records import Document, Edit, Example, Record
 from kosmosg.tokenizer import Tokenizer
 from kosmosg.toyworld import streams
 from kosmosg.toyworld.captions import words
+from kosmosg.toyworld.chain import names, told
 from kosmosg.toyworld.scenes import COLOURS, PATTERNS, SHAPES, Scene, is_held_out
 from kosmosg.toyworld.streams import (
     RecordStream,
     SceneStream,
+    captioner_stream,
     cut,
     stage1_stream,
     stage2_stream,
@@ -24,7 +26,12 @@ from kosmosg.toyworld.streams import (
 )
 from kosmosg.toyworld.workspace import GENERATION
 
-STREAMS = {"stage1": stage1_stream, "stage2": stage2_stream, "stage3": stage3_stream}
+STREAMS = {
+    "stage1": stage1_stream,
+    "captioner": captioner_stream,
+    "stage2": stage2_stream,
+    "stage3": stage3_stream,
+}
 # A caption that says all three; fewer words cannot give a combination away.
 COMBINATION = re.compile(
     rf"({'|'.join(COLOURS)}) ({'|'.join(SHAPES)})"
@@ -111,6 +118,29 @@ def test_the_kinds_of_each_stage() -> None:
     assert kinds(stage2_stream(1, 32), 40) == {"Caption": 1.0}
     # Exactly, in every five: Mixture keeps the proportions of the paper.
     assert kinds(stage3_stream(1, 32), 50) == {"Example": 0.4, "Edit": 0.4, "Caption": 0.2}
+
+
+def test_the_captioner_learns_whole_names_from_left_to_right(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    drawn = drawn_scenes(monkeypatch)
+    counts = [0] * 5
+    for record, scene in zip(captioner_stream(3).batch(0, 400), drawn, strict=True):
+        assert isinstance(record, Document)
+        picture, caption = record.parts
+        assert isinstance(picture, Image.Image)
+        assert isinstance(caption, str)
+        counts[len(scene.subjects)] += 1
+        assert sorted(scene.subjects, key=lambda subject: subject.x) == list(scene.subjects) or (
+            len(scene.subjects) == 4  # in two rows
+        )
+        said_of = [told(name) for name in names(caption)]
+        assert len(said_of) == len(scene.subjects), caption
+        for said, subject in zip(said_of, scene.subjects, strict=True):
+            for what in ("shape", "colour", "pattern", "accessory"):
+                assert said[what] == getattr(subject, what), caption
+    assert counts[2] > 200
+    assert min(counts[1:]) > 0
 
 
 def test_entities_are_where_the_caption_says() -> None:

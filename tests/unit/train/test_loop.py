@@ -170,7 +170,7 @@ def test_another_configuration_is_refused_by_field(tmp_path):
 
 def test_a_run_whose_checkpoints_are_all_damaged_does_not_start_anew(tmp_path):
     path = fit(net(), Regression(), Pairs(0), train_config(), tmp_path)
-    (path / "weights.safetensors").write_bytes(b"")
+    next(path.glob("*.safetensors")).write_bytes(b"")
     with pytest.raises(CheckpointError, match=r"no checkpoint in .* can be used; .* is damaged"):
         fit(net(), Regression(), Pairs(0), train_config(), tmp_path, resume=True)
 
@@ -209,6 +209,38 @@ def test_a_loss_that_is_not_finite_names_step_and_records(tmp_path):
     assert state is not None
     assert (state.step, refused) == (2, [])
     assert all(value.isfinite().all() for value in state.weights.values())
+
+
+def test_losses_that_are_not_finite_may_be_left_out_but_not_for_ever(tmp_path):
+    class Poisoned(Pairs):
+        def __init__(self, count):
+            super().__init__(0)
+            self.count = count
+
+        def batch(self, step, size):
+            records = super().batch(step, size)
+            if step < self.count:
+                records[1].given[:] = float("nan")
+            return records
+
+    config = train_config(on_bad_loss="skip", log_every=1)
+    model = net()
+    fit(model, Regression(), Poisoned(3), config, tmp_path / "some")
+    entries = [entry for entry in read_log(tmp_path / "some") if "loss" in entry]
+    assert [entry["step"] for entry in entries] == list(range(4, 13))
+    assert all(value.isfinite().all() for value in model.state_dict().values())
+    told = json.loads((tmp_path / "some" / "bad-step-00000002.json").read_text())
+    assert told["loss"] == "nan"
+    assert told["records"] == [f"pair-{index}" for index in range(16, 24)]
+    with pytest.raises(KosmosGError, match=r"step 10: .*not finite, 11 times in a row"):
+        fit(net(), Regression(), Poisoned(99), config, tmp_path / "all")
+
+
+def test_some_checkpoints_stay_for_good(tmp_path):
+    config = train_config(keep_every=5, keep_checkpoints=1)
+    fit(net(), Regression(), Pairs(0), config, tmp_path / "run")
+    kept = sorted(path.name for path in (tmp_path / "run" / "checkpoints").iterdir())
+    assert kept == ["step-00000005", "step-00000010", "step-00000012"]
 
 
 def test_an_error_while_reading_ahead_reaches_the_caller(tmp_path):

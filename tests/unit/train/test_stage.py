@@ -96,3 +96,13 @@ def test_seeds_of_neighbours_differ_and_are_stable():
     assert seed_of(0) == seed_of(0) < 2**63
     # Written down, so that a change, which would change every run, is noticed.
     assert [seed_of(0), seed_of(1, "a")] == [4563252880602214951, 1042910354669284249]
+
+
+def test_the_last_of_numbered_layers_has_a_name() -> None:
+    model = nn.Module()
+    model.stack = nn.ModuleList(nn.Linear(2, 2, bias=False) for _ in range(11))
+    model.last = nn.Linear(2, 2, bias=False)
+    assert freeze_except(model, ("stack.last.*",)) == ["stack.10.weight"]
+    assert freeze_except(model, ("last.*",)) == ["last.weight"]
+    with pytest.raises(ConfigError, match=r"pattern 'heap\.last\.\*' matches none"):
+        freeze_except(model, ("heap.last.*",))

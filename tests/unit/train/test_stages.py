@@ -22,14 +22,14 @@ from toys.training import train_config
 LANGUAGE = LanguageConfig(trainable=("*",))
 ALIGN = AlignConfig(padding="masked", mllm="eval")
 PICTURES = AlignPicturesConfig(trainable=("mllm.layers.*", "aligner.encoder.*"))
-INSTRUCT = InstructConfig(
-    trainable=("mllm.layers.*", "mllm.resampler.*", "aligner.encoder.*"), min_snr_gamma=None
-)
+INSTRUCT = InstructConfig(trainable=("mllm.layers.*", "mllm.resampler.*", "aligner.encoder.*"))
 CASES = [
     (LANGUAGE, Documents()),
     (ALIGN, Captions()),
+    (dataclasses.replace(ALIGN, length_groups=2), Captions()),
     (PICTURES, composed()),
     (INSTRUCT, composed()),
+    (dataclasses.replace(INSTRUCT, length_groups=3, unet_activations="recomputed"), composed()),
 ]
 
 
@@ -293,11 +293,11 @@ def test_stage_3_takes_latents_instead_of_pictures():
 
 def test_stage_3_min_snr_only_lowers_easy_timesteps():
     _, model, plain = instruct()
-    weighted = instruct(min_snr_gamma=5.0)[2]
+    weighted = instruct(loss_weighting="min_snr", min_snr_gamma=5.0)[2]
     records = composed().batch(0, 6)
     ours, theirs = (total(stage, model.eval(), records)[0] for stage in (weighted, plain))
     assert 0 < ours < theirs
-    everything = instruct(min_snr_gamma=1e9)[2]
+    everything = instruct(loss_weighting="min_snr", min_snr_gamma=1e9)[2]
     torch.testing.assert_close(total(everything, model, records)[0], theirs)
 
 

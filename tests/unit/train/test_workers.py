@@ -129,6 +129,7 @@ def test_batches_are_equal_to_the_bit(tmp_path):
         image_decoder=made.image_decoder,
         trainable=("*",),
         condition_drop=0.1,
+        loss_weighting="uniform",
         min_snr_gamma=None,
     )
 
@@ -146,7 +147,9 @@ def test_batches_are_equal_to_the_bit(tmp_path):
             )  # fmt: skip
             assert torch.equal(batch.target_images, theirs.target_images)
             for name in ("input_ids", "attention_mask", "image_mask", "pixel_values"):
-                ours, other_tensor = getattr(batch.sequences, name), getattr(theirs.sequences, name)
+                ours, other_tensor = (
+                    getattr(one.sequences.batches[0], name) for one in (batch, theirs)
+                )
                 assert (ours is None) == (other_tensor is None)
                 assert ours is None or (
                     torch.equal(ours, other_tensor) and ours.dtype == other_tensor.dtype
@@ -291,3 +294,27 @@ def test_a_process_that_dies_is_named_and_none_is_left():
     for process in processes:
         with pytest.raises(ProcessLookupError):
             os.kill(process, 0)
+
+
+def stuck_word(key, files):
+    if key == "1-2":
+        time.sleep(600)
+    return word(key, files)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_reading_that_hangs_is_named(tmp_path, workers):
+    paths = write_tars(tmp_path, [20, 5])
+    skips = Skips()
+    stream = Shards(paths, decode=stuck_word, seed=0, skips=skips, order="stored")
+    a_plan = plan(Opened(stream=stream, skips=skips), steps=range(9))
+    reading = read_ahead(a_plan, workers=workers, timeout_s=0.5)
+    steps = []
+    with closing(reading), pytest.raises(DataError) as caught:
+        steps.extend(step for step, _ in reading)
+    assert steps == [0]
+    told = str(caught.value)
+    assert told.count("nothing from the") == 1
+    assert f"for 0.5 s; the last record that it began to read: {paths[1]}: 1-2;" in told
+    if workers:
+        assert re.search(r"^worker \d: nothing from the process that reads ahead \(pid \d+\)", told)

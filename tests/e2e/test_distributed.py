@@ -1,0 +1,248 @@
+"""Two processes under torchrun do what one does, and come through what befalls them.
+
+Starting processes costs more than their work, so each start does several jobs, one after another.
+"""
+
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from kosmosg import checkpoint
+from kosmosg.data.tars import write_shard
+from kosmosg.train.log import read_log
+from toys import ranks
+
+TESTS = Path(__file__).parents[1]
+
+
+def torchrun(jobs: list[dict[str, Any]], *, restarts: int = 0) -> str:
+    """Do the jobs in two processes; return what they wrote to stderr."""
+    environment = os.environ | {"PYTHONPATH": f"{TESTS}:{TESTS.parent / 'src'}"}
+    environment["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] = "1"
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+    command += ["--nproc-per-node=2", f"--max-restarts={restarts}", "--monitor-interval=0.1"]
+    done = subprocess.run(
+        [*command, "-m", "toys.ranks", json.dumps(jobs)],
+        env=environment,
+        stderr=subprocess.PIPE,
+        text=True,
+        timeout=150,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-6000:]
+    return done.stderr
+
+
+def curve(run_dir: Path, name: str = "loss") -> list[float]:
+    entries = [entry for entry in read_log(run_dir) if name in entry]
+    assert [entry["step"] for entry in entries] == sorted({entry["step"] for entry in entries})
+    return [entry[name] for entry in entries]
+
+
+def ends(run_dir: Path) -> list[str]:
+    return [run_dir.with_name(f"{run_dir.name}.end-{rank}").read_text() for rank in (0, 1)]
+
+
+def records(run_dir: Path) -> dict[int, set[tuple[int, ...]]]:
+    """Return which records each micro-batch had, by its draws' seed, in whatever attempt."""
+    read: dict[int, set[tuple[int, ...]]] = {}
+    for rank in (0, 1):
+        path = run_dir.with_name(f"{run_dir.name}.ids-{rank}")
+        for line in path.read_text().splitlines():
+            seed, ids = json.loads(line)
+            read.setdefault(seed, set()).add(tuple(ids))
+    return read
+
+
+def same_to_the_bit(one: Path, other: Path) -> None:
+    first, second = checkpoint.latest(one)[0], checkpoint.latest(other)[0]
+    assert first is not None
+    assert second is not None
+    assert first.step == second.step
+    ours, theirs = first.tensors(), second.tensors()
+    assert ours.keys() == theirs.keys()
+    assert [name for name, value in ours.items() if not value.equal(theirs[name])] == []
+
+
+STAGES: dict[str, dict[str, Any]] = {
+    "stage1": {"stage": 1, "recompute": "blocks"},
+    "stage2": {"stage": 2, "frozen_parts": "sharded"},
+    "stage3": {"stage": 3},
+    "replicas": {"stage": 2, "shard_ranks": 1},
+}
+
+
+ONE_BLOCK = {
+    **{"stage": 2, "trainable": ["aligner.encoder.layers.*"]},
+    **{"steps": 1, "global_batch_size": 2, "validation_records": 2},
+}
+COMPILER = shutil.which("g++")
+
+
+@pytest.fixture(scope="module")
+def together(tmp_path_factory) -> Path:
+    """The folder of all runs that one start of two processes did."""
+    folder = tmp_path_factory.mktemp("together")
+    nan = {"poison": ["pair-21", "pair-30"]}
+    term = {"mark": str(folder / "term"), "number": signal.SIGTERM, "ranks": [1], "step": 7}
+    jobs: dict[str, dict[str, Any]] = {
+        **STAGES,
+        "stopped": {"faults": [term]},
+        "stop": nan,
+        "skip": {**nan, "on_bad_loss": "skip"},
+        "full": {"room": 2500, "log_every": 1000, "validate_every": 1000, "checkpoint_s": 0.0},
+        "uneven": {"global_batch_size": 5},
+        "half": {"precision": "float16"},
+        # In these processes, since the shape checks of tests cannot be compiled.
+        **({"compiled": {**ONE_BLOCK, "compiled": "blocks"}} if COMPILER else {}),
+        # The last, since it ends one process while the other waits for it.
+        "gone": {"faults": [{"mark": "", "number": 0, "ranks": [1], "step": 9}]},
+    }
+    torchrun([{"run_dir": str(folder / name), **job} for name, job in jobs.items()])
+    return folder
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory) -> Path:
+    return tmp_path_factory.mktemp("alone")
+
+
+@pytest.mark.parametrize("name", STAGES)
+def test_two_processes_lose_as_one_does(together, alone, name):
+    """Blocks recomputed, frozen parts sharded, whole copies: none changes what is learned."""
+    ranks.train_stage(alone / name, STAGES[name]["stage"])
+    for term in ("loss", "grad_norm", "validation_loss"):
+        expected = curve(alone / name, term)
+        assert len(expected) == (1 if term == "validation_loss" else ranks.STEPS)
+        assert curve(together / name, term) == pytest.approx(expected, abs=1e-6)
+    one, two = (checkpoint.latest(folder / name)[0].average for folder in (alone, together))
+    assert one.keys() == two.keys()
+    for key, value in one.items():
+        if not key.endswith("k_proj.bias"):  # its gradient is rounding alone, which Adam enlarges
+            torch.testing.assert_close(value, two[key], atol=1e-5, rtol=0, msg=key)
+
+
+@pytest.mark.skipif(not COMPILER, reason="torch.compile needs a C++ compiler")
+def test_compiled_blocks_lose_the_same(together, alone):
+    ranks.train_stage(alone / "compiled", **ONE_BLOCK)
+    for term in ("loss", "grad_norm", "validation_loss"):
+        expected = curve(alone / "compiled", term)
+        assert curve(together / "compiled", term) == pytest.approx(expected, abs=1e-6)
+
+
+def test_one_process_told_to_stop_stops_all_at_one_step(together):
+    """Then one process goes on with what two have written, and two with what it has."""
+    assert ends(together / "stopped") == ["exit 0", "exit 0"]
+    state, refused = checkpoint.latest(together / "stopped")
+    assert refused == []
+    assert 4 <= state.step <= 8
+    assert len(list((together / "stopped" / "checkpoints").glob("step-*/shard-*"))) == 2
+
+
+def test_two_go_on_as_one_and_one_as_two(together, alone):
+    run_dir, whole = together / "stopped", alone / "net"
+    ranks.train_net(whole)
+    middle = checkpoint.latest(run_dir)[0].step
+    stop = {"mark": str(together / "alone"), "number": signal.SIGTERM, "ranks": [0], "step": 14}
+    with pytest.raises(SystemExit):
+        ranks.train_net(run_dir, faults=[stop])
+    assert middle < checkpoint.latest(run_dir)[0].step < ranks.STEPS
+    torchrun([{"run_dir": str(run_dir)}])
+    assert curve(run_dir) == pytest.approx(curve(whole), abs=1e-6)
+    expected = checkpoint.latest(whole)[0].tensors()
+    for name, value in checkpoint.latest(run_dir)[0].tensors().items():
+        torch.testing.assert_close(value, expected[name], atol=1e-5, rtol=0, msg=name)
+
+
+def test_a_loss_that_is_not_finite_stops_all_or_is_left_out(together, alone):
+    """Pairs 21 and 30 are of steps 2 and 3, both of rank 1; all records of the step are told."""
+    stopped = ends(together / "stop")
+    assert stopped[0] == stopped[1]
+    assert "step 2: loss nan" in stopped[0]
+    assert "pair-16, pair-17" in stopped[0]
+    told = json.loads((together / "stop" / "bad-step-00000002.json").read_text())
+    assert told["records"] == [f"pair-{index}" for index in range(16, 24)]
+    assert ends(together / "skip") == ["trained", "trained"]
+    assert len(list((together / "skip").glob("bad-step-*.json"))) == 2
+    ranks.train_net(alone / "skip", poison=["pair-21", "pair-30"], on_bad_loss="skip")
+    expected = curve(alone / "skip")
+    assert len(expected) == ranks.STEPS - 2
+    assert curve(together / "skip") == pytest.approx(expected, abs=1e-6)
+
+
+def test_a_full_disk_is_one_clear_line_on_each_and_costs_nothing(together):
+    for told in ends(together / "full"):
+        assert re.search(r"cannot write .*step-\d+: .*File too large.*; make room", told)
+
+
+def test_who_is_left_says_that_another_ended(together):
+    left, gone = ends(together / "gone")
+    assert gone == "this disk is gone"
+    assert left.startswith("rank 0: another process of this run ended, and says why itself")
+
+
+def test_what_only_one_rank_knows_is_logged_too(together):
+    for rank in (0, 1):
+        shares = curve(together / "half", f"metric_of_rank_{rank}")
+        assert shares == [0.5] * ranks.STEPS
+
+
+def test_ranks_that_could_not_cut_alike_are_refused(together):
+    assert "global_batch_size = 5 in pieces of 2 gives 2 processes" in ends(together / "uneven")[0]
+
+
+def test_float16_with_a_loss_scale_learns_too(together, alone):
+    ranks.train_net(alone / "half", precision="float16")
+    assert ends(together / "half") == ["trained", "trained"]
+    assert curve(together / "half") == pytest.approx(curve(alone / "half"), abs=2e-3)
+    assert curve(together / "half") == pytest.approx(curve(alone / "net"), abs=2e-2)
+    assert checkpoint.latest(together / "half")[0].numbers["loss_scale"] == [4.0, ranks.STEPS]
+
+
+# ----------------------------------------------------------------------------- killed, and anew
+
+
+@pytest.fixture(scope="module")
+def tars(tmp_path_factory) -> Path:
+    """Three tars of 16 numbers each, one of them bad: an epoch is 6 steps of 8."""
+    folder = tmp_path_factory.mktemp("tars")
+    for tar in range(3):
+        samples = []
+        for index in range(16 * tar, 16 * tar + 16):
+            text = "bad" if index % 16 == 5 and tar == 1 else str(index)
+            samples.append((f"{index:02}", {"txt": text.encode()}))
+        write_shard(folder / f"{tar}.tar", samples)
+    return folder
+
+
+def test_killed_in_any_way_it_ends_as_if_undisturbed(tars, tmp_path):
+    """One of two, both, while a checkpoint is written, at the turn of the data's epoch."""
+    job = {"dropout": 0.2, "tars": str(tars), "workers": 1, "checkpoint_s": 0.0}
+    kill = {"number": signal.SIGKILL}
+    faults = [
+        {**kill, "mark": str(tmp_path / "one"), "ranks": [1], "step": 4},
+        {**kill, "mark": str(tmp_path / "turn"), "ranks": [0], "step": 12},
+        {**kill, "mark": str(tmp_path / "both"), "ranks": [0, 1], "step": 16},
+        {**kill, "mark": str(tmp_path / "write"), "ranks": [1], "step": None},
+    ]
+    torchrun([{"run_dir": str(tmp_path / "calm"), **job}])
+    torchrun([{"run_dir": str(tmp_path / "run"), **job, "faults": faults}], restarts=6)
+    struck = {"one-1", "turn-0", "write-1", "both-0", "both-1"}
+    assert struck < {path.name for path in tmp_path.iterdir()}
+    assert curve(tmp_path / "run") == curve(tmp_path / "calm")
+    same_to_the_bit(tmp_path / "run", tmp_path / "calm")
+    calm, run = records(tmp_path / "calm"), records(tmp_path / "run")
+    assert run == calm
+    assert all(len(ids) == 1 for ids in calm.values())
+    told = json.loads((tmp_path / "calm" / "skips.json").read_text())
+    assert told["skipped"]["bad word"] >= 3
+    assert told["named"]["bad word"][0].startswith("record 21 is bad")

@@ -1,0 +1,196 @@
+"""Needs at toy size, against the real stages' own products and against sums by hand."""
+
+import dataclasses
+
+import pytest
+import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+
+from kosmosg.data.compose import Composed
+from kosmosg.data.records import Caption, Document
+from kosmosg.data.sources import DataConfig, SourceConfig
+from kosmosg.errors import ConfigError
+from kosmosg.train.arithmetic import need
+from kosmosg.train.optim import EmaConfig
+from kosmosg.train.run import Parts, make_stage
+from kosmosg.train.shapes import RECORDS, Record, Sizes, mean_record
+from kosmosg.train.stage import freeze_except, micro_batch_generator
+from kosmosg.train.stage1_language import LanguageConfig
+from kosmosg.train.stage2_align import AlignConfig, AlignPicturesConfig
+from kosmosg.train.stage3_instruct import InstructConfig
+from toys.model import SIZE, toy_picture
+from toys.stages import Captions, toys
+from toys.training import train_config
+
+WORDS = "a red cat"  # three pieces
+LAST = ("mllm.vision.clip.encoder.layers.last.*", "mllm.resampler.*", "mllm.layers.*")
+LANGUAGE = LanguageConfig(trainable=tuple(name.removeprefix("mllm.") for name in LAST))
+ALIGN = AlignConfig(padding="masked", mllm="eval")
+PICTURES = AlignPicturesConfig(trainable=(*LAST, "aligner.encoder.*"))
+INSTRUCT = InstructConfig(trainable=(*LAST, "aligner.encoder.*"))
+
+
+def picture(index):
+    return toy_picture(index, (SIZE, SIZE))
+
+
+def composed(index):
+    return Composed(
+        key=str(index),
+        prompt=(WORDS, picture(index)),
+        target=picture(index + 9),
+        caption=WORDS,
+    )
+
+
+CASES = [
+    (LANGUAGE, lambda i: Document(key=str(i), parts=(WORDS, picture(i))), 1),
+    (ALIGN, lambda i: Caption(key=str(i), text=WORDS), 0),
+    (PICTURES, composed, 1),
+    (INSTRUCT, composed, 1),
+]
+
+
+def toy_sizes(toy) -> Sizes:
+    own = {
+        "mllm": toy.model.mllm.config,
+        "aligner": toy.model.aligner.config,
+        "unet": toy.image_decoder.unet.config,
+        "vae": toy.image_decoder.vae.config,
+    }
+    plain = {
+        part: {name: value for name, value in config.items() if not name.startswith("_")}
+        for part, config in own.items()
+    }
+    return Sizes(**plain, text_encoder=toy.text_tower.encoder.config.to_dict())
+
+
+@pytest.mark.parametrize(("config", "record", "pictures"), CASES, ids=lambda c: type(c).__name__)
+def test_flops_are_those_of_the_real_stage(config, record, pictures) -> None:
+    toy = toys(dropout=0.1)
+    model = toy.model.mllm if isinstance(config, LanguageConfig) else toy.model
+    parts = Parts(
+        model=model,
+        tokenizer=toy.tokenizer,
+        stream=Captions(),
+        text_tower=toy.text_tower,
+        image_decoder=toy.image_decoder,
+    )
+    stage = make_stage(config, parts)
+    freeze_except(model, config.trainable)
+    model.train()
+    batch = stage.collate([record(index) for index in range(3)])
+    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+        losses = stage.loss(model, batch, micro_batch_generator(0, 0, 0))
+        sum(value for name, value in losses.items() if not name.startswith("metric")).backward()
+    slots = toy.model.mllm.config["num_latents"] + 2
+    held = Record(positions=1 + 3 + pictures * slots, pictures=float(pictures))
+    train = train_config(global_batch_size=12, micro_batch=3, ema=None)
+    counted = need(config, train, toy_sizes(toy), record=held, gpus=1)
+    assert counted.flops == 4 * counter.get_total_flops()
+
+
+def test_stage_1_by_hand() -> None:
+    """Words alone, six floats a FLOP: what is multiplied by a weight three times, twice each."""
+    toy = toys()
+    config = toy.model.mllm.config
+    width, layers = config["hidden_size"], config["num_hidden_layers"]
+    train = train_config(global_batch_size=8, micro_batch=4, ema=EmaConfig(decay=0.9))
+    stage = LanguageConfig(trainable=("layers.*", "layer_norm.*", "embed_tokens.*"))
+    counted = need(stage, train, toy_sizes(toy), record=Record(positions=10, pictures=0.0), gpus=1)
+    per_token = layers * (4 * width**2 + 2 * width * config["intermediate_size"])
+    per_token += width * config["vocab_size"]
+    attention = layers * 2 * 10 * width  # two products over ten keys
+    assert counted.flops == 6 * 8 * 10 * (per_token + attention)
+
+    words, vision, resampler = (counted.parts[i] for i in (2, 0, 1))
+    assert [part.name for part in counted.parts] == ["vision tower", "resampler", "language model"]
+    assert words.frozen == vision.learns == resampler.learns == 0
+    learning = toy.model.mllm.layers, toy.model.mllm.layer_norm, toy.model.mllm.embed_tokens
+    assert words.learns == sum(p.numel() for module in learning for p in module.parameters())
+    assert counted.memory == {
+        "weights": 4 * words.learns,
+        "gradients": 4 * words.learns,
+        "optimizer": 8 * words.learns,
+        "average": 4 * words.learns,
+        "gathered": 0,
+        "frozen": 4 * (vision.frozen + resampler.frozen),
+        "activations": counted.memory["activations"],
+    }
+    assert counted.checkpointed_bytes < counted.memory["activations"]
+    saved = counted.memory["activations"] - counted.checkpointed_bytes
+    totals = [counted.total_bytes(checkpointing=again) for again in (False, True)]
+    assert totals[0] - totals[1] == saved
+
+
+def test_what_learns_is_shared_out_and_computed_in_half() -> None:
+    toy = toys()
+    record = Record(positions=10, pictures=1.0)
+    train = train_config(global_batch_size=8, micro_batch=4, ema=None, precision="bfloat16")
+    one, two = (need(INSTRUCT, train, toy_sizes(toy), record=record, gpus=gpus) for gpus in (1, 2))
+    learns = sum(part.learns for part in one.parts)
+    frozen = sum(part.frozen for part in one.parts)
+    assert [part.name for part in one.parts if not part.learns] == ["U-Net", "VAE"]
+    assert one.flops == two.flops
+    for name in ("weights", "gradients", "optimizer"):
+        assert two.memory[name] == one.memory[name] // 2
+    assert one.memory["weights"] == 4 * learns
+    assert one.memory["frozen"] == two.memory["frozen"] == 2 * frozen
+    assert one.memory["gathered"] == 2 * learns  # all of it, in half precision
+    assert 0 < two.memory["gathered"] < one.memory["gathered"]
+    assert one.memory["activations"] == two.memory["activations"]
+    more = dataclasses.replace(train, micro_batch=8)
+    both = need(INSTRUCT, more, toy_sizes(toy), record=record, gpus=1)
+    assert both.memory["activations"] == pytest.approx(2 * one.memory["activations"], rel=0.02)
+    # With two GPUs a step gives each no more than four.
+    assert need(INSTRUCT, more, toy_sizes(toy), record=record, gpus=2).memory == two.memory
+
+
+def test_hours_by_hand() -> None:
+    toy = toys()
+    train = train_config(steps=1000, precision="bfloat16", ema=None)
+    counted = need(ALIGN, train, toy_sizes(toy), record=RECORDS["captions"], gpus=2)
+    hours = counted.hours(train, gpus=2, kind="H100", utilisation=0.5, checkpointing=False)
+    assert hours == pytest.approx(1000 * counted.flops / (2 * 989e12 * 0.5) / 3600)
+    slower = counted.hours(train, gpus=2, kind="H100", utilisation=0.5, checkpointing=True)
+    assert slower / hours == pytest.approx(1 + counted.recomputed_flops / counted.flops)
+    full = dataclasses.replace(train, precision="float32")
+    exact = counted.hours(full, gpus=2, kind="H100", utilisation=0.5, checkpointing=False)
+    assert exact / hours == pytest.approx(989 / 67)
+
+
+def test_records_are_taken_by_the_names_of_their_sources() -> None:
+    def data(**weights):
+        made = {name: SourceConfig(paths=name, weight=weights[name]) for name in weights}
+        return DataConfig(sources=made)
+
+    mixed = mean_record(INSTRUCT, data(constructed=2, edits=2, captions=1))
+    assert mixed.positions == round((2 * 153 + 2 * 85 + 21) / 5)
+    assert mixed.pictures == pytest.approx((2 * 2 + 2 * 1) / 5)
+    assert mean_record(INSTRUCT, data(mine=1)) == RECORDS["constructed"]
+    assert mean_record(ALIGN, None) == RECORDS["captions"]
+    # 20 pieces, `<s>`, and two pictures of 64 slots and two brackets each.
+    assert RECORDS["constructed"].positions == 1 + 20 + 2 * 66
+
+
+@pytest.mark.parametrize("gpus", [0, 9])
+def test_more_gpus_than_records_are_refused(gpus: int) -> None:
+    with pytest.raises(ConfigError, match=f"{gpus} GPUs for steps of 8 records"):
+        need(ALIGN, train_config(), Sizes(), record=RECORDS["captions"], gpus=gpus)
+
+
+def test_an_unknown_gpu_is_named() -> None:
+    toy = toys()
+    train = train_config()
+    counted = need(ALIGN, train, toy_sizes(toy), record=RECORDS["captions"], gpus=1)
+    with pytest.raises(ConfigError, match="no GPU kind 'H1000'; the kinds are V100-32GB, A100"):
+        counted.hours(train, gpus=1, kind="H1000", utilisation=0.4, checkpointing=False)
+
+
+def test_there_is_no_memory_behind_it() -> None:
+    """The full size in a moment: 1.9 billion parameters would take seven gigabytes."""
+    from kosmosg.train.shapes import StageShapes
+
+    shapes = StageShapes(ALIGN, Sizes(), torch.bfloat16)
+    assert all(p.is_meta for module in shapes.modules for p in module.parameters())
