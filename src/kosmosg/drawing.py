@@ -75,6 +75,8 @@ def load(
     quantize: Literal["int8"] | None = None,
     loras: Sequence[File] = (),
     lora_scales: Sequence[float] = (),
+    adapter: InstanceOf[File] | None = None,
+    adapter_scale: float = 1.0,
 ) -> KosmosGPipeline:
     """Return a model's pipeline on a device.
 
@@ -86,6 +88,8 @@ def load(
         quantize: "int8" keeps the MLLM's matrices so.
         loras: Files for the U-Net, all at once.
         lora_scales: How much of each.
+        adapter: A file for the MLLM and M, which needs `encoder`.
+        adapter_scale: How much of it.
 
     Raises:
         CheckpointError: If the directory is not a whole model, or a LoRA not one for it.
@@ -93,6 +97,11 @@ def load(
             many as the LoRAs.
     """
     check_device(device)
+    if adapter is not None and not encoder:
+        raise ConfigError(
+            "an adapter changes how words and pictures are read, and a condition has been read; "
+            "leave one of the two out"
+        )
     options: dict[str, Any] = {} if encoder else {"mllm": None, "aligner": None}
     if quantize and encoder:
         options["quantization_config"] = int8_weights()
@@ -106,6 +115,8 @@ def load(
         pipe.load_lora_weights(file.path, adapter_name=name)
     if names:
         pipe.set_adapters(names, list(lora_scales))
+    if adapter is not None:
+        pipe.load_adapter(adapter.path, scale=adapter_scale)
     # Where the weights are already, moving them would only have diffusers advise against float16.
     return pipe if device == "cpu" else typing.cast(KosmosGPipeline, pipe.to(device))
 

@@ -17,7 +17,7 @@ from diffusers.schedulers.scheduling_utils import SchedulerMixin
 from diffusers.utils.torch_utils import randn_tensor
 from safetensors import SafetensorError
 
-from kosmosg import branches, config, memory, release
+from kosmosg import adapter, branches, config, memory, release
 from kosmosg.controls import (
     WHOLE,
     Fractions,
@@ -108,6 +108,7 @@ class KosmosGPipeline(DiffusionPipeline, UNetLoraLoaderMixin):
         self.generation_config = generation_config or _defaults(unet, self.vae_scale_factor)
         self.image_processor = VaeImageProcessor(vae_scale_factor=self.vae_scale_factor)
         self._encoder = PromptEncoder()
+        self._directory: Path | None = None  # what mllm and aligner were loaded from
         self._guidance_scale = self.generation_config.guidance_scale
         self._text_guidance_scale = self._picture_guidance_scale = self._guidance_scale
         self._cross_attention_kwargs: dict[str, Any] | None = None
@@ -164,6 +165,8 @@ class KosmosGPipeline(DiffusionPipeline, UNetLoraLoaderMixin):
             ) from error
         keys = {name: getattr(pipe, name).state_dict() for name in parts}
         release.check_weights(directory, keys, variant=variant)
+        if not {"mllm", "aligner"} & elsewhere:
+            pipe._directory = directory
         chosen = pipe.generation_config.scheduler
         if "scheduler" not in kwargs and chosen != sampler_name(pipe.scheduler):
             if chosen not in SAMPLERS:
@@ -189,6 +192,11 @@ class KosmosGPipeline(DiffusionPipeline, UNetLoraLoaderMixin):
             CheckpointError: If a file cannot be written, or a LoRA is loaded; then what was there
                 stays as it was.
         """
+        if self._adapted():
+            raise CheckpointError(
+                "an adapter is loaded, and a model's directory holds none; "
+                "call unload_adapter first"
+            )
         if self.get_list_adapters():
             raise CheckpointError(
                 "a LoRA is loaded, and a model's directory holds none; "
@@ -217,7 +225,47 @@ class KosmosGPipeline(DiffusionPipeline, UNetLoraLoaderMixin):
         """Return a pipeline that shares another's components, in float32 unless `dtype` says."""
         if isinstance(pipeline, KosmosGPipeline):
             kwargs.setdefault("generation_config", pipeline.generation_config)
-        return cast(KosmosGPipeline, super().from_pipe(pipeline, **kwargs))
+        made = cast(KosmosGPipeline, super().from_pipe(pipeline, **kwargs))
+        if isinstance(pipeline, KosmosGPipeline) and not {"mllm", "aligner"} & kwargs.keys():
+            made._directory = pipeline._directory
+        return made
+
+    def load_adapter(self, path: str | os.PathLike[str], *, scale: float = 1.0) -> None:
+        """Put an adapter for one subject into the MLLM and M.
+
+        Pipelines that share the two share it.
+
+        Args:
+            path: What `kosmosg train subject` wrote: the file, or the directory that holds it.
+            scale: How much of it.
+
+        Raises:
+            CheckpointError: If it is no adapter, damaged, or was made for another model.
+            ConfigError: If one is loaded already, or this pipeline cannot say which model it is.
+        """
+        if self._directory is None or self.mllm is None or self.aligner is None:
+            raise ConfigError(
+                "an adapter belongs to one model, and this pipeline's mllm and aligner were not "
+                "loaded from its directory; use from_pretrained"
+            )
+        adapter.load(
+            KosmosG(mllm=self.mllm, aligner=self.aligner),
+            Path(path),
+            base=adapter.base_of(self._directory),
+            scale=scale,
+        )
+        self._encoder = PromptEncoder()  # what the last one remembered was said without it
+
+    def unload_adapter(self) -> None:
+        """Take the adapter out again, if there is one; pictures are what they were, to the bit."""
+        if self._adapted():
+            adapter.remove(KosmosG(mllm=self.mllm, aligner=self.aligner))
+            self._encoder = PromptEncoder()
+
+    def _adapted(self) -> bool:
+        return any(
+            part is not None and adapter.is_there(part) for part in (self.mllm, self.aligner)
+        )
 
     def check_inputs(
         self,

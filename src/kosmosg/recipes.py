@@ -15,6 +15,7 @@ from kosmosg.config import to_dict
 from kosmosg.data.packing import SEQ_LEN
 from kosmosg.data.rows import WEIGHTS, batch_rows
 from kosmosg.data.sources import DataConfig, SourceConfig
+from kosmosg.train import distributed
 from kosmosg.train import start as beginning
 from kosmosg.train.loop import TrainConfig
 from kosmosg.train.optim import OptimConfig
@@ -124,7 +125,7 @@ def stage3() -> Recipe:
     return Recipe(
         stage=InstructConfig(trainable=JOINTLY, condition_drop=0.1, loss_weighting="uniform"),
         train=_train(seed=3, steps=200_000, batch=1024, micro_batch=16, lr=1e-3),
-        model=ModelConfig(base=BASE),
+        model=ModelConfig(aligner=DROPOUT, base=BASE),
         init="runs/stage2/model",
         data=_data(3, {"constructed": 2, "edits": 2, "captions": 1}, drop="entity"),
     )
@@ -260,7 +261,7 @@ def train(recipe: Recipe, run_dir: Path, *, resume: bool = False) -> Path:
         ConfigError: If its data is missing, or as `fit`.
     """
     init = None if recipe.init is None else Path(recipe.init)
-    parts = beginning.start(  # pyright: ignore[reportAttributeAccessIssue]
+    parts = beginning.start(
         recipe.stage,
         init=init,
         data=recipe.data,
@@ -271,7 +272,9 @@ def train(recipe: Recipe, run_dir: Path, *, resume: bool = False) -> Path:
     config = RunConfig(stage=recipe.stage, train=recipe.train)
     run(config, parts, run_dir, resume=resume, recipe=to_dict(recipe))
     out = run_dir / "model"
-    beginning.export(parts.model, parts.tokenizer, out, init=init)  # pyright: ignore[reportAttributeAccessIssue]
+    if distributed.is_first():
+        beginning.export(parts, out, init=init)
+    distributed.wait_for_all()
     return out
 
 

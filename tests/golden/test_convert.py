@@ -19,7 +19,7 @@ from kosmosg.tokenizer import Tokenizer
 from kosmosg.train.loop import TrainConfig
 from kosmosg.train.optim import OptimConfig
 from kosmosg.train.run import Parts, RunConfig, run
-from kosmosg.train.stage2_align import AlignConfig, AlignStage, TextTower
+from kosmosg.train.stage2_align import AlignConfig, AlignStage, CaptionGroup, TextTower
 from toys.stages import Captions
 
 FINAL = ["checkpoint_tiny", "checkpoint_tiny_args", "checkpoint_tiny_omegaconf"]
@@ -200,7 +200,9 @@ def test_stage_2_from_converted_weights_has_the_released_losses(
         mllm="eval",
         reconstruction_weight=1.0,
     )
-    losses = stage.loss(model, (batch, case["in.clip_tokens"]), torch.Generator())
+    ids = case["in.clip_tokens"]
+    captions = CaptionGroup(sequences=batch, text_ids=ids, places=torch.arange(len(ids)))
+    losses = stage.loss(model, (captions,), torch.Generator())
     assert losses["mse"].item() / len(ids) == pytest.approx(case["out.mse_loss"].item(), abs=1e-5)
     found = losses["reconstruction"].item() / len(ids)
     assert found == pytest.approx(case["out.rec_loss"].item(), abs=1e-5)

@@ -318,11 +318,11 @@ def test_a_recipe_runs_and_leaves_a_model(tmp_path: Path, monkeypatch: pytest.Mo
             text_tower=toy.text_tower,
         )
 
-    def export(model, tokenizer, out, *, init):
-        left.update(model=model, tokenizer=tokenizer, out=out, init=init)
+    def export(parts, out, *, init):
+        left.update(model=parts.model, tokenizer=parts.tokenizer, out=out, init=init)
 
-    monkeypatch.setattr(start, "start", begin, raising=False)
-    monkeypatch.setattr(start, "export", export, raising=False)
+    monkeypatch.setattr(start, "start", begin)
+    monkeypatch.setattr(start, "export", export)
     recipe = config.override(
         recipes.stage2(),
         [

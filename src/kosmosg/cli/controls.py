@@ -72,6 +72,14 @@ Lora = Annotated[
         show_default="none",
     ),
 ]
+Adapter = Annotated[
+    str | None,
+    typer.Option(
+        metavar="FILE|DIR[:SCALE]",
+        help="An adapter for one subject, as `kosmosg train subject` wrote it for this model.",
+        show_default="none",
+    ),
+]
 
 
 def check_controls(options: "Options") -> None:
@@ -130,6 +138,24 @@ def lora_arguments(loras: Sequence[str]) -> dict[str, Any]:
         "loras": [File(path=path, sha256=of_file(path)) for path, _ in read],
         "lora_scales": [scale for _, scale in read],
     }
+
+
+def adapter_arguments(given: str | None) -> dict[str, Any]:
+    """Return the arguments of `drawing.load` for an adapter and its scale.
+
+    Raises:
+        ConfigError: If the scale is no number.
+        CheckpointError: If there is no such file.
+    """
+    from kosmosg.adapter import find
+    from kosmosg.hashes import of_file
+    from kosmosg.note import File
+
+    if given is None:
+        return {}
+    path, scale = _scaled(given)
+    path = find(path)
+    return {"adapter": File(path=path, sha256=of_file(path)), "adapter_scale": scale}
 
 
 def fractions(option: str, text: str) -> tuple[float, float]:

@@ -9,6 +9,7 @@ import typer
 
 from kosmosg.cli.canvas import Canny, ControlImages, ControlNets, InitImage, Mask, Strength
 from kosmosg.cli.controls import (
+    Adapter,
     GuidanceInterval,
     GuidanceRescale,
     Lora,
@@ -16,6 +17,7 @@ from kosmosg.cli.controls import (
     TextGuidance,
     Weight,
     Window,
+    adapter_arguments,
     fractions,
     lora_arguments,
     warnings_as_lines,
@@ -132,6 +134,7 @@ def generate(
     weight: Weight = None,
     window: Window = None,
     lora: Lora = None,
+    adapter: Adapter = None,
     batch: Annotated[
         Path | None,
         typer.Option(
@@ -218,6 +221,7 @@ def generate(
         "device": drawing.find_device() if device == "auto" else device,
         **({} if quantize is None else {"quantize": quantize.value}),
         **lora_arguments(lora or ()),
+        **adapter_arguments(adapter),
     }
     encoder = any(not job.options.condition for job in jobs)
     with warnings_as_lines():

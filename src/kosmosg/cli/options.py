@@ -171,12 +171,12 @@ def prepare_libraries() -> None:
 
 
 def hide_loading_bars() -> None:
-    """Keep what libraries show while they read weights off the terminal: it is over in a moment."""
-    from diffusers.utils import logging as of_diffusers
-    from transformers.utils import logging as of_transformers
+    """Keep what libraries show while they read and write weights off the terminal: it is short."""
+    from diffusers.utils import logging
+    from transformers.utils import logging as transformers_logging
 
-    of_diffusers.disable_progress_bar()
-    of_transformers.disable_progress_bar()
+    logging.disable_progress_bar()
+    transformers_logging.disable_progress_bar()
 
 
 def _parse_size(size: str | None) -> tuple[int | None, int | None]:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 import yaml
 
+from kosmosg.cli import subject
 from kosmosg.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -30,10 +31,10 @@ def train(
         typer.Argument(
             help="Full size: stage1, stage2, stage3, stage2-as-released, stage3-as-released, "
             "ablation-e2e, ablation-e2e-without-aligner, ablation-decoder-only, "
-            "ablation-12-layers, ablation-24-layers. Nano: nano-vae, nano-clip, nano-judge, "
-            "nano-unet, nano-stage1, nano-stage2, nano-stage3, nano-captioner, nano-segmenter; "
-            "nano-foundation for the first four in that order. Or a YAML or JSON file that "
-            "--print-config wrote.",
+            "ablation-12-layers, ablation-24-layers. subject: an adapter from pictures of one "
+            "subject. Nano: nano-vae, nano-clip, nano-judge, nano-unet, nano-stage1, nano-stage2, "
+            "nano-stage3, nano-captioner, nano-segmenter; nano-foundation for the first four in "
+            "that order. Or a YAML or JSON file that --print-config wrote.",
             show_default=False,
         ),
     ],
@@ -78,6 +79,22 @@ def train(
         Literal["auto", "cpu", "cuda"] | None,
         typer.Option(help="Short for device=...", show_default=False),
     ] = None,
+    pictures: Annotated[
+        list[Path] | None,
+        typer.Option(
+            metavar="PICTURE ...",
+            help="Of the subject; a NAME.txt beside NAME.jpg says what else is in the picture.",
+            show_default=False,
+        ),
+    ] = None,
+    name: Annotated[
+        str | None,
+        typer.Option(help="What the subject is called, such as `my dog`.", show_default=False),
+    ] = None,
+    output: Annotated[
+        Path | None,
+        typer.Option("-o", "--output", help="The run of a subject.", show_default=False),
+    ] = None,
     print_config: Annotated[
         bool, typer.Option("--print-config", help="Print the configuration as YAML; train nothing.")
     ] = False,
@@ -116,14 +133,29 @@ def train(
 
       kosmosg train nano-stage3 --print-config > my.yaml; kosmosg train my.yaml
 
+      kosmosg train subject --pictures 1.jpg 2.jpg 3.jpg --name "my dog" init=DIR -o runs/dog
+
       kosmosg train stage3 init=DIR model.base=DIR --dry-run --gpus 64 --gpu-kind A100-80GB
     """
     from kosmosg import config as configuration
     from kosmosg.cli.options import prepare_libraries
-    from kosmosg.recipes import Recipe
 
     prepare_libraries()
+    from kosmosg.recipes import Recipe
+
     words = [*(changes or []), *([] if device is None else [f"device={device}"])]
+    if recipe == subject.RECIPE:
+        subject.tune(
+            words,
+            pictures=pictures or (),
+            name=name,
+            output=output,
+            resume=resume,
+            print_config=print_config,
+        )
+        return
+    if pictures or name or output:
+        raise ConfigError("--pictures, --name and --output are for kosmosg train subject")
     configs = _find(recipe)
     full = isinstance(configs[0], Recipe)
     if full:

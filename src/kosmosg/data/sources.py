@@ -8,6 +8,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
+from pydantic_core import core_schema
+
 from kosmosg.data.compose import Composing, Drop
 from kosmosg.data.foreign import record_of
 from kosmosg.data.mixture import Mixture, Stream, seed_of, source_of, sources_of
@@ -19,6 +21,8 @@ from kosmosg.data.tars import tars_in
 from kosmosg.errors import ConfigError, DataError
 from kosmosg.tokenizer import Tokenizer
 
+# The name of a source that has none, as only its path was given.
+PLAIN = "data"
 StageName = Literal["language", "align", "align_pictures", "instruct"]
 
 _KINDS: Mapping[StageName, tuple[type, ...]] = {
@@ -42,18 +46,23 @@ class SourceConfig:
     paths: str | tuple[str, ...]
     weight: int = 1
 
+    def each_path(self) -> tuple[str, ...]:
+        """Return the paths, also where there is but one."""
+        return (self.paths,) if isinstance(self.paths, str) else self.paths
+
 
 @dataclass(frozen=True, kw_only=True)
 class DataConfig:
     """What a stage trains from.
 
-    `sources` go by a name of your own; so do those of `validation`, which must be other tars.
-    `order`, `window` and `seed` say how each is shuffled, as `Shards` describes. `workers` are
-    processes that read, decode and collate; 0 is a thread. More than the share `max_skipped` of
-    bad records ends the run. `drop` is for stage 3: whether one coin drops the words of all
-    entities of a sample, as released, or one each. `row` is for stage 1: the positions of a
-    packed row; None is a record a row. `row_cache` is the folder that keeps how long records
-    are, which are else read once more before each run.
+    `sources` go by a name of your own; in a configuration, a path, or a list of paths, is short for
+    one source of them. So do those of `validation`, which must be other tars. `order`, `window` and
+    `seed` say how each is shuffled, as `Shards` describes. `workers` are processes that read,
+    decode and collate; 0 is a thread. More than the share `max_skipped` of bad records ends the
+    run. `drop` is for stage 3: whether one coin drops the words of all entities of a sample, as
+    released, or one each. `row` is for stage 1: the positions of a packed row; None is a record a
+    row. `row_cache` is the folder that keeps how long records are, which are else read once more
+    before each run.
     """
 
     sources: Mapping[str, SourceConfig] = field(default_factory=dict)
@@ -66,6 +75,17 @@ class DataConfig:
     drop: Drop = "sample"
     row: int | None = None
     row_cache: str | None = None
+
+    @classmethod
+    def __get_pydantic_core_schema__(cls, source: Any, handler: Any) -> Any:  # noqa: ANN401 -- as pydantic calls it
+        """Let a configuration name a path instead."""
+        return core_schema.no_info_before_validator_function(_of_paths, handler(source))
+
+
+def _of_paths(given: Any) -> Any:  # noqa: ANN401 -- what a configuration says, not yet checked
+    if isinstance(given, str) or (isinstance(given, list) and given):
+        return {"sources": {PLAIN: {"paths": given}}}
+    return given
 
 
 @dataclass(frozen=True, kw_only=True)

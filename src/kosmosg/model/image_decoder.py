@@ -8,6 +8,7 @@ from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from diffusers.schedulers.scheduling_ddim import DDIMScheduler
 from diffusers.schedulers.scheduling_dpmsolver_multistep import DPMSolverMultistepScheduler
 from diffusers.schedulers.scheduling_pndm import PNDMScheduler
+from diffusers.utils.torch_utils import randn_tensor
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
@@ -73,9 +74,25 @@ class ImageDecoder(nn.Module):
         generator: torch.Generator | list[torch.Generator] | None = None,
     ) -> Latents:
         """Return scaled latents, sampled with `generator` (a list: one a picture)."""
-        distribution = self.vae.encode(target_images, return_dict=False)[0]
-        sample = distribution.sample(generator)  # pyright: ignore[reportArgumentType] -- or a list
-        return sample * self.vae.config["scaling_factor"]
+        return self.sample_latents(*self.posterior(target_images), generator)
+
+    @torch.no_grad()
+    def posterior(
+        self, target_images: Float[Tensor, "batch 3 height width"]
+    ) -> tuple[Latents, Latents]:
+        """Return mean and deviation of the latents, unscaled."""
+        distribution = self.vae.encode(target_images.to(self.vae.dtype), return_dict=False)[0]
+        return distribution.mean, distribution.std
+
+    def sample_latents(
+        self,
+        mean: Latents,
+        std: Latents,
+        generator: torch.Generator | list[torch.Generator] | None = None,
+    ) -> Latents:
+        """Return scaled latents of this distribution, drawn as diffusers does."""
+        noise = randn_tensor(mean.shape, generator=generator, device=mean.device, dtype=mean.dtype)
+        return (mean + std * noise) * self.vae.config["scaling_factor"]
 
     @torch.no_grad()
     def decode_latents(self, latents: Latents) -> Float[Tensor, "batch 3 height width"]:
@@ -96,4 +113,7 @@ class ImageDecoder(nn.Module):
         prompt_embeds: Float[Tensor, "batch queries embed"],
     ) -> Latents:
         """Return the U-Net's guess of the noise; the prompt embeds receive its gradient."""
-        return self.unet(noisy_latents, timesteps, prompt_embeds, return_dict=False)[0]
+        dtype = self.unet.dtype  # frozen, it may be bfloat16 beside a model in float32
+        return self.unet(
+            noisy_latents.to(dtype), timesteps, prompt_embeds.to(dtype), return_dict=False
+        )[0]

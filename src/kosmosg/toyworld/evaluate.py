@@ -132,7 +132,7 @@ def evaluate(
             elif name == "paired_loss":
                 figured[name] = _paired(world, asked[1], seed=seed, advance=bar.update)
             else:
-                images = _images(
+                images = images_of(
                     world,
                     ROWS[name],
                     asked[ROWS[name].num_subjects],
@@ -159,15 +159,16 @@ def evaluate(
 def score(judge: Judge, images: Pictures, asked: Sequence[Case]) -> Row:
     """Return the judge's rates for pictures that should show the cases' targets."""
     if len(asked[0].target.subjects) == 1:
-        return rates(_verdict(judge, images, asked, 0, None))
+        return rates(verdict(judge, images, asked, 0, None))
     return pair_rates(
-        _verdict(judge, images, asked, 0, "left"), _verdict(judge, images, asked, 1, "right")
+        verdict(judge, images, asked, 0, "left"), verdict(judge, images, asked, 1, "right")
     )
 
 
-def _verdict(
+def verdict(
     judge: Judge, images: Pictures, asked: Sequence[Case], slot: int, side: str | None
 ) -> Verdict:
+    """Return which of the questions about one creature the pictures answer rightly."""
     answers = [read(judge, part, side) for part in images.split(4 * BATCH)]
     right = truth([case.target for case in asked], slot)
     return {
@@ -209,7 +210,7 @@ def _shown_prompts(asked: Sequence[Case], size: int) -> list[Sequence]:
     return [case.prompt([next(drawn) for _ in case.references]) for case in asked]
 
 
-def _images(
+def images_of(
     world: World,
     ask: Ask,
     asked: Sequence[Case],
@@ -220,7 +221,7 @@ def _images(
     precision: Precision,
     advance: Callable[[int], object],
 ) -> Pictures:
-    """Return a picture in [-1, 1] of each case, on the pipeline's device."""
+    """Return a picture in [-1, 1] of each case, on the pipeline's device; noise is the case's."""
     pipe, made = world.pipe, []
     for start in range(0, len(asked), BATCH):
         chosen = asked[start : start + BATCH]

@@ -22,6 +22,7 @@ from kosmosg.toyworld.captions import FULL, SOME, describe
 from kosmosg.toyworld.render import render
 from kosmosg.toyworld.scenes import Scene
 from kosmosg.train.stage import Draws
+from kosmosg.train.towers import own_ids
 
 
 def pictures(scenes: Sequence[Scene], size: int) -> Float[Tensor, "batch 3 size size"]:
@@ -181,12 +182,7 @@ def scale_states(
 
 def text_ids(captions: Sequence[str], tokenizer: Tokenizer) -> Int[Tensor, "batch queries"]:
     """Return what the text tower reads: begin, words, end, and ends as padding."""
-    end = tokenizer.vocab_size
-    rows = []
-    for caption in captions:
-        row = [tokenizer.bos_id, *tokenizer.encode(caption)][: TEXT_LENGTH - 1]
-        rows.append(row + [end] * (TEXT_LENGTH - len(row)))
-    return torch.tensor(rows)
+    return own_ids(captions, tokenizer, TEXT_LENGTH)
 
 
 class TextToImage(nn.Module):

@@ -19,8 +19,8 @@ from kosmosg.sequence import collate, encode
 from kosmosg.tokenizer import Tokenizer
 from kosmosg.toyworld.cases import Case, cases, draw
 from kosmosg.toyworld.foundation import pictures, text_ids
-from kosmosg.toyworld.sheets import sheet
 from kosmosg.train.loop import Samples
+from kosmosg.train.samples import sheet
 
 SEED = 17  # its creatures are not those of the evaluation
 

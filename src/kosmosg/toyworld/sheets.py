@@ -1,20 +1,16 @@
 """Pictures side by side for people to look at: what was shown, and what each row made of it."""
 
-import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 
 from jaxtyping import Float
-from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from kosmosg.images import to_pil
 from kosmosg.toyworld.cases import cases, draw
+from kosmosg.train.samples import sheet
 
 NUM_SHOWN = 16
-SIDE = 128  # pixels of each picture on the sheet
-GAP = 6
-LINE = 18
 # A column's heading, and the row of the evaluation that it shows.
 SHEETS: Mapping[str, tuple[int, Mapping[str, str]]] = {
     "one": (
@@ -64,27 +60,3 @@ def save(
         sheet([*(["shown"] * num_subjects), *present], rows).save(path)
         written.append(path)
     return written
-
-
-def sheet(heads: Sequence[str], rows: Sequence[tuple[str, Sequence[Image.Image]]]) -> Image.Image:
-    """Return a table of pictures: a heading over each column, a line of words over each row."""
-    font = ImageFont.load_default(13)
-    widest = max((font.getlength(words) for words, _ in rows), default=0)
-    width = GAP + max(len(heads) * (SIDE + GAP), math.ceil(widest) + GAP)
-    height = LINE + len(rows) * (LINE + SIDE + GAP)
-    page = Image.new("RGB", (width, height), "white")
-    pen = ImageDraw.Draw(page)
-    for column, head in enumerate(heads):
-        pen.text((GAP + column * (SIDE + GAP), 2), head, fill="black", font=font)
-    for number, (words, pictures) in enumerate(rows):
-        top = LINE + number * (LINE + SIDE + GAP)
-        pen.text((GAP, top + 2), words, fill="dimgray", font=font)
-        for column, picture in enumerate(pictures):
-            at = (GAP + column * (SIDE + GAP), top + LINE)
-            page.paste(enlarged(picture, SIDE), at)
-    return page
-
-
-def enlarged(picture: Image.Image, side: int) -> Image.Image:
-    """Return the picture with sides of `side` pixels."""
-    return picture.resize((side, side), Image.Resampling.LANCZOS)

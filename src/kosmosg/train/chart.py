@@ -10,17 +10,15 @@ from dataclasses import dataclass
 from kosmosg.train.curves import SKIPPED, Curve, Run
 
 WIDTH, HEIGHT = 440, 250
-LEFT, RIGHT, TOP, BOTTOM = 52, 12, 26, 26
+LEFT, RIGHT, TOP, BOTTOM = 52, 24, 26, 26
 MAX_POINTS = 400
 # From this ratio of the largest to the smallest value on, the vertical axis is logarithmic.
 LOG_RATIO = 25
-_HOW_IT_WENT = (
-    3  # charts before the learning rate and the speeds, which are better read as they are
-)
+_HOW_IT_WENT = 3  # of `_rank`; the learning rate and the speeds come after it, and stay linear
 # The colours of Okabe and Ito, which most eyes tell apart; the last two darker.
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#8c6d00", "#6b4c9a")
 
-Point = tuple[float, float]
+Point = tuple[float | int, float | int]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,12 +33,17 @@ class Line:
 
 @dataclass(frozen=True, kw_only=True)
 class Chart:
-    """Lines that share a frame; `marks` are resumptions and `skips` records left out, by run."""
+    """Lines that share a frame.
+
+    `marks` are the steps after which a run was resumed, `skips` where records were left out and how
+    many, `bad` steps whose loss was no number; each after the number of its run.
+    """
 
     title: str
     lines: Sequence[Line]
     marks: Sequence[tuple[int, int]]
     skips: Sequence[tuple[int, int, int]]
+    bad: Sequence[tuple[int, int]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -111,6 +114,16 @@ def label(value: float) -> str:
     return f"{value:.4g}"
 
 
+def step_label(step: float) -> str:
+    """Return a number of steps as an axis says it, to the unit.
+
+    Example:
+        >>> step_label(150000.0), step_label(0.5)
+        ('150,000', '0.5')
+    """
+    return f"{step:,.10g}"
+
+
 def thinned(curve: Curve) -> list[tuple[int, float]]:
     """Return at most about `MAX_POINTS` of a curve's points: the least and largest of each stretch.
 
@@ -147,8 +160,9 @@ def charts(runs: Sequence[Run]) -> list[Chart]:
             line.append(Line(label=label, colour=colour, run=number, curve=run.curves[name]))
     marks = [(number, step) for number, run in enumerate(runs) for step in run.resumed]
     skips = [(number, *rise) for number, run in enumerate(runs) for rise in run.skipped]
+    bad = [(number, step) for number, run in enumerate(runs) for step in run.bad]
     return [
-        Chart(title=title, lines=lines, marks=marks, skips=skips)
+        Chart(title=title, lines=lines, marks=marks, skips=skips, bad=bad)
         for title, lines in sorted(families.items(), key=lambda one: _rank(one[0]))
     ]
 

@@ -49,6 +49,7 @@ class Run:
         curves: By the names of the log.
         resumed: After which steps it went on.
         skipped: Steps by which more records had been left out, and how many more.
+        bad: Steps whose loss or gradient was no number.
         sheets: Pictures of what it could do, by step.
         config: Its configuration's values by their paths.
     """
@@ -60,6 +61,7 @@ class Run:
     curves: Mapping[str, Curve]
     resumed: Sequence[int]
     skipped: Sequence[tuple[int, int]]
+    bad: Sequence[int]
     sheets: Sequence[tuple[int, Path]]
     config: Mapping[str, Any]
 
@@ -112,7 +114,8 @@ def read_run(directory: Path, *, name: str) -> Run:
         curves=curves,
         resumed=[entry["step"] for entry in entries if entry.get("event") == "resumed"],
         skipped=_rises(curves[SKIPPED]) if SKIPPED in curves else [],
-        sheets=_sheets(directory),
+        bad=[number for number, _ in _numbered(directory, "bad-step-*.json")],
+        sheets=_numbered(directory / "samples", "step-*.png"),
         config=config,
     )
 
@@ -203,10 +206,6 @@ def _state(
     return "stopped" if entries else "empty"
 
 
-def _sheets(directory: Path) -> list[tuple[int, Path]]:
-    found = []
-    for path in sorted((directory / "samples").glob("step-*.png")):
-        number = path.stem.removeprefix("step-")
-        if number.isdecimal():
-            found.append((int(number), path))
-    return found
+def _numbered(directory: Path, pattern: str) -> list[tuple[int, Path]]:
+    found = ((path.stem.rpartition("-")[2], path) for path in directory.glob(pattern))
+    return sorted((int(number), path) for number, path in found if number.isdecimal())

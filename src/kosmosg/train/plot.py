@@ -18,6 +18,7 @@ from kosmosg.train.chart import (
     charts,
     frame,
     label,
+    step_label,
     ticks,
 )
 from kosmosg.train.curves import Run
@@ -61,11 +62,11 @@ class _Pen:
         self._origin = origin
         self._fonts = {size: ImageFont.load_default(size * FINE) for size in (11, 12, 13)}
 
-    def line(self, points: Sequence[Point], colour: str, width: float = 1) -> None:
+    def line(self, points: Sequence[Point], colour: str, width: float | int = 1) -> None:
         pixels = [self._at(point) for point in points]
         self._draw.line(pixels, fill=colour, width=round(width * FINE), joint="curve")
 
-    def dot(self, point: Point, colour: str, radius: float = 1.5) -> None:
+    def dot(self, point: Point, colour: str, radius: float | int = 1.5) -> None:
         self._draw.circle(self._at(point), radius * FINE, fill=colour)
 
     def shape(self, points: Sequence[Point], colour: str) -> None:
@@ -92,13 +93,8 @@ def _chart(pen: _Pen, chart: Chart, where: Frame, *, with_legend: bool) -> None:
         pen.line([(LEFT, where.y(value)), (right, where.y(value))], GRID)
         pen.text((LEFT - 6, where.y(value)), label(value), FAINT, size=11, anchor="rm")
     for step in ticks(0.0, float(max(1, where.last_step))):
-        pen.text((where.x(step), ground + 5), label(step), FAINT, size=11, anchor="ma")
-    for _run, step in chart.marks:
-        for top in range(TOP, ground, 6):  # dotted
-            pen.line([(where.x(step), top), (where.x(step), top + 3)], FAINT)
-    for _run, step, _count in chart.skips:
-        x = where.x(step)
-        pen.shape([(x, ground - 7), (x - 4, ground), (x + 4, ground)], FAINT)
+        pen.text((where.x(step), ground + 5), step_label(step), FAINT, size=11, anchor="ma")
+    _marks(pen, chart, where)
     for line in chart.lines:
         colour = COLOURS[line.colour % len(COLOURS)]
         for segment in where.segments(line.curve):
@@ -106,3 +102,17 @@ def _chart(pen: _Pen, chart: Chart, where: Frame, *, with_legend: bool) -> None:
                 pen.line(segment, colour, 1.5)
             else:
                 pen.dot(segment[0], colour)
+
+
+def _marks(pen: _Pen, chart: Chart, where: Frame) -> None:
+    ground = HEIGHT - BOTTOM
+    for _run, step in chart.marks:
+        for top in range(TOP, ground, 6):  # dotted
+            pen.line([(where.x(step), top), (where.x(step), top + 3)], FAINT)
+    for _run, step, _count in chart.skips:
+        x = where.x(step)
+        pen.shape([(x, ground - 7), (x - 4, ground), (x + 4, ground)], FAINT)
+    for _run, step in chart.bad:
+        x = where.x(step)
+        pen.line([(x - 4, TOP), (x + 4, TOP + 8)], INK)
+        pen.line([(x - 4, TOP + 8), (x + 4, TOP)], INK)

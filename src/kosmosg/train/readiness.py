@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from kosmosg import release
+from kosmosg.data.converted import check_format, own_folder
 from kosmosg.data.sources import DataConfig, find_tars
 from kosmosg.errors import CheckpointError, ConfigError
 from kosmosg.train.run import StageConfig
@@ -30,7 +31,12 @@ def _missing_data(data: DataConfig | None) -> list[str]:
     lines = []
     for name, source in data.sources.items():
         try:
-            find_tars(source.paths, name=name)
+            paths = source.each_path()
+            folders = [folder for path in paths if (folder := own_folder(path)) is not None]
+            for folder in folders:
+                check_format(folder, name)
+            if len(folders) < len(paths):
+                find_tars([path for path in paths if own_folder(path) is None], name=name)
         except ConfigError as error:
             lines.append(f"{error}: data.sources.{name}.paths=FOLDER")
     return lines

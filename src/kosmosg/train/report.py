@@ -24,6 +24,7 @@ from kosmosg.train.chart import (
     frame,
     is_loss,
     label,
+    step_label,
     ticks,
 )
 from kosmosg.train.curves import Run, differences
@@ -91,6 +92,8 @@ def _curves(runs: Sequence[Run]) -> Iterator[str]:
         told.append("A dotted line is where a run was stopped and went on.")
     if any(run.skipped for run in runs):
         told.append("A small triangle is where records were left out.")
+    if any(run.bad for run in runs):
+        told.append("A small cross is a step whose loss or gradient was no number.")
     yield f'<p class="faint">Across: steps. {" ".join(told)}</p><div class="charts">\n'
     for chart in drawn:
         yield _figure(chart, frame(chart, last_step=last_step), several=len(runs) > 1)
@@ -127,7 +130,9 @@ def _axes(where: Frame) -> str:
         )
     for step in ticks(0.0, float(max(1, where.last_step))):
         x = f"{where.x(step):.1f}"
-        parts.append(f'<text x="{x}" y="{ground + 17}" text-anchor="middle">{label(step)}</text>')
+        parts.append(
+            f'<text x="{x}" y="{ground + 17}" text-anchor="middle">{step_label(step)}</text>'
+        )
     return "".join(parts)
 
 
@@ -145,6 +150,12 @@ def _marks(chart: Chart, where: Frame) -> str:
         parts.append(
             f'<path class="skip r{run}" d="M{x:.1f} {ground - 7}l4 7h-8z">'
             f"<title>{count} records left out by step {step}</title></path>"
+        )
+    for run, step in chart.bad:
+        x = where.x(step)
+        parts.append(
+            f'<path class="bad r{run}" d="M{x - 4:.1f} {TOP}l8 8m0-8l-8 8">'
+            f"<title>step {step}: loss or gradient was no number</title></path>"
         )
     return "".join(parts)
 

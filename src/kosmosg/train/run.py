@@ -2,8 +2,11 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any, TypeAlias
+
+from torch import nn
 
 from kosmosg.config import to_dict
 from kosmosg.data.mixture import Stream
@@ -12,6 +15,7 @@ from kosmosg.model.image_decoder import ImageDecoder
 from kosmosg.model.kosmosg import KosmosG
 from kosmosg.model.mllm import MLLM
 from kosmosg.tokenizer import Tokenizer
+from kosmosg.train.cache import TensorCache, fingerprint
 from kosmosg.train.loop import Samples, TrainConfig, fit
 from kosmosg.train.stage import Stage
 from kosmosg.train.stage1_language import LanguageConfig, LanguageStage
@@ -76,7 +80,7 @@ def run(
     """
     return fit(
         parts.model,
-        make_stage(config.stage, parts),
+        make_stage(config.stage, parts, precision=config.train.precision),
         parts.stream,
         config.train,
         run_dir,
@@ -88,11 +92,17 @@ def run(
     )
 
 
-def make_stage(config: StageConfig, parts: Parts) -> Stage:
+def make_stage(config: StageConfig, parts: Parts, *, precision: str = "float32") -> Stage:
     """Return the stage of a configuration.
 
+    Args:
+        config: Its type picks the stage.
+        parts: What it works with.
+        precision: The run's: what is cached in one is not used in another.
+
     Raises:
-        ConfigError: If a part that it needs is missing.
+        ConfigError: If a part that it needs is missing, or the configuration contradicts itself.
+        KosmosGError: If its cache cannot be used.
     """
     mllm = parts.model.mllm if isinstance(parts.model, KosmosG) else parts.model
     common = {
@@ -107,12 +117,16 @@ def make_stage(config: StageConfig, parts: Parts) -> Stage:
                 **common, word_weights=config.word_weights, attention=config.attention
             )
         case AlignConfig():
+            tower = _need(parts.text_tower, "text_tower", config)
+            _check_align(config, parts.model)
             return AlignStage(
                 **common,
-                text_tower=_need(parts.text_tower, "text_tower", config),
+                text_tower=tower,
                 padding=config.padding,
                 mllm=config.mllm,
                 reconstruction_weight=config.reconstruction_weight,
+                length_groups=_checked(config.length_groups),
+                cache=_cache(config.cache, precision, mllm=mllm, text_tower=tower.encoder),
             )
         case AlignPicturesConfig():
             return AlignPicturesStage(
@@ -122,12 +136,48 @@ def make_stage(config: StageConfig, parts: Parts) -> Stage:
             decoder = _need(parts.image_decoder, "image_decoder", config)
             return InstructStage(
                 **common,
-                target_size=_target_size(decoder),
+                target_size=target_size(decoder),
                 image_decoder=decoder,
                 condition_drop=config.condition_drop,
                 loss_weighting=config.loss_weighting,
                 min_snr_gamma=config.min_snr_gamma,
+                length_groups=_checked(config.length_groups),
+                cache=_cache(config.cache, precision, vae=decoder.vae),
+                unet_activations=config.unet_activations,
             )
+
+
+def _check_align(config: AlignConfig, model: nn.Module) -> None:
+    for pattern in config.trainable:
+        learning = (name for name, _ in model.named_parameters() if fnmatchcase(name, pattern))
+        for name in learning:
+            if name.startswith("mllm."):
+                raise ConfigError(
+                    f"stage.trainable {pattern!r} names {name}; stage 2 computes the language model"
+                    " without gradients, so name parts of the aligner alone"
+                )
+    if config.cache is not None and config.mllm == "train":
+        raise ConfigError(
+            "stage.cache keeps states, and stage.mllm=train draws them anew each time; remove one"
+        )
+    if config.cache is not None and config.padding == "released":
+        raise ConfigError(
+            "stage.cache keeps the states of words, and stage.padding=released needs those of pads;"
+            " remove one"
+        )
+
+
+def _checked(length_groups: int | None) -> Any:  # noqa: ANN401 - None where it may be
+    if length_groups is not None and length_groups < 1:
+        raise ConfigError(f"stage.length_groups = {length_groups}; it must be at least 1")
+    return length_groups
+
+
+def _cache(directory: str | None, precision: str, **frozen: nn.Module) -> TensorCache | None:
+    """Return the cache of what these frozen modules give, if one is asked for."""
+    if directory is None:
+        return None
+    return TensorCache(Path(directory).expanduser(), fingerprint=fingerprint(precision, **frozen))
 
 
 def _need(part: Any, name: str, config: StageConfig) -> Any:  # noqa: ANN401 - passes it through
@@ -136,7 +186,7 @@ def _need(part: Any, name: str, config: StageConfig) -> Any:  # noqa: ANN401 - p
     return part
 
 
-def _target_size(decoder: ImageDecoder) -> int:
+def target_size(decoder: ImageDecoder) -> int:
     """Return the side of the pictures whose latents the U-Net was made for."""
     factor = 2 ** (len(decoder.vae.config["block_out_channels"]) - 1)
     return decoder.unet.config["sample_size"] * factor

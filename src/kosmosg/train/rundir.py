@@ -15,12 +15,12 @@ from typing import Any
 from kosmosg.errors import ConfigError
 
 CONFIG_NAME = "config.json"
+SHARDS_NAME = "shards"  # of a user's folder, made before the run begins
 
 # What there is of a run before its first checkpoint.
 TRACES = frozenset(
     {CONFIG_NAME, "log.jsonl", "skips.json", "tensorboard", "samples", "checkpoints"}
 )
-# What a resumed run may change: none of these changes the weights that come out.
 # What a resumed run may change: but for rounding, none of these changes the weights that come out.
 # `on_bad_loss` does, from where the run goes on: changing it is what the error advises.
 FREE_FIELDS = frozenset(
@@ -74,9 +74,10 @@ def is_held(run_dir: Path) -> bool:
 
 
 def _make_empty(run_dir: Path) -> None:
-    found = {path.name for path in run_dir.iterdir()} - {".lock"}
+    found = {path.name for path in run_dir.iterdir()} - {".lock", SHARDS_NAME}
     saved = [path for path in run_dir.glob("checkpoints/*") if not path.name.startswith(".")]
-    if CONFIG_NAME in found and found <= TRACES and not saved:
+    ours = {name for name in found if name in TRACES or name.startswith("bad-step-")}
+    if CONFIG_NAME in found and found == ours and not saved:
         for name in found:
             path = run_dir / name
             shutil.rmtree(path) if path.is_dir() else path.unlink()

@@ -18,6 +18,8 @@ from kosmosg.errors import DataError
 from kosmosg.model.kosmosg import KosmosG
 from kosmosg.sequence import Batch, Prompt, collate, encode
 from kosmosg.tokenizer import Tokenizer
+from kosmosg.train.cache import TensorCache, key_of
+from kosmosg.train.lengths import group
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,7 +30,9 @@ class AlignConfig:
     does not depend on the batch; `released`, pads too, scaled by the padded length. `mllm` says
     whether the frozen language model's dropout is on, as it was in the release.
     `reconstruction_weight` is that of equation 6 beside equation 5's 1: the paper names none, the
-    release has 1.
+    release has 1. `length_groups` is how many groups of like length a micro-batch is computed in,
+    to save padding. `cache` is a folder that keeps what the frozen models say of each caption, for
+    runs that see captions more than once; losses are the same but for rounding.
     """
 
     kind: Literal["align"] = "align"
@@ -36,6 +40,8 @@ class AlignConfig:
     padding: Literal["masked", "released"]
     mllm: Literal["eval", "train"]
     reconstruction_weight: float = 1.0
+    length_groups: int = 1
+    cache: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,6 +74,40 @@ class TextTower:
         return self.encoder(input_ids=ids).last_hidden_state.float()
 
 
+@dataclass(frozen=True, kw_only=True, eq=False)
+class CaptionStates:
+    """What the frozen models say of captions; what stands at pads has no meaning."""
+
+    hidden: Float[Tensor, "batch seq hidden"]
+    text: Float[Tensor, "batch queries embed"]
+
+    def to(self, device: torch.device | str) -> "CaptionStates":
+        """Return them on another device."""
+        return CaptionStates(hidden=self.hidden.to(device), text=self.text.to(device))
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class CaptionGroup:
+    """Captions of like length; `states` are there if the cache had all of them.
+
+    `places` are the captions' in the micro-batch.
+    """
+
+    sequences: Batch
+    text_ids: Int[Tensor, "batch queries"]
+    places: Int[Tensor, " batch"]
+    states: CaptionStates | None = None
+
+    def to(self, device: torch.device | str) -> "CaptionGroup":
+        """Return the group on another device."""
+        return CaptionGroup(
+            sequences=self.sequences.to(device),
+            text_ids=self.text_ids.to(device),
+            places=self.places.to(device),
+            states=None if self.states is None else self.states.to(device),
+        )
+
+
 class AlignStage:
     """Two squared errors: M to the text states, and, with a weight, N back to the hidden states.
 
@@ -88,6 +128,8 @@ class AlignStage:
         padding: Literal["masked", "released"],
         mllm: Literal["eval", "train"],
         reconstruction_weight: float,
+        length_groups: int = 1,
+        cache: TensorCache | None = None,
     ) -> None:
         self.trainable = trainable
         self._tokenizer = tokenizer
@@ -96,37 +138,64 @@ class AlignStage:
         self._padding = padding
         self._mllm = mllm
         self._reconstruction_weight = reconstruction_weight
+        self._length_groups = length_groups
+        self._cache = cache
 
-    def collate(self, records: Sequence[Caption]) -> tuple[Batch, Int[Tensor, "batch queries"]]:
-        """Return the captions as sequences and as the text tower's ids."""
+    def collate(self, records: Sequence[Caption]) -> tuple[CaptionGroup, ...]:
+        """Return the captions in groups, as sequences and as the text tower's ids."""
         texts = [record.text for record in records]
         encoded = [encode([text], self._tokenizer, **self._sizes) for text in texts]
-        return collate(encoded, pad_id=self._tokenizer.pad_id), self._text_tower.ids(texts)
+        sequences = group(encoded, num_groups=self._length_groups, pad_id=self._tokenizer.pad_id)
+        text_ids = self._text_tower.ids(texts)
+        sizes = [len(batch.input_ids) for batch in sequences.batches]
+        groups = []
+        for batch, places in zip(
+            sequences.batches, sequences.rows.argsort().split(sizes), strict=True
+        ):
+            ids = text_ids[places]
+            states = None if self._cache is None else _cached(self._cache, batch, ids)
+            group_of = CaptionGroup(sequences=batch, text_ids=ids, places=places, states=states)
+            groups.append(group_of)
+        return tuple(groups)
 
-    def weight(self, batch: tuple[Batch, Tensor]) -> int:
+    def weight(self, batch: tuple[CaptionGroup, ...]) -> int:
         """Return the number of captions."""
-        return len(batch[1])
+        return sum(len(one.text_ids) for one in batch)
 
     def loss(
-        self, model: KosmosG, batch: tuple[Batch, Tensor], generator: torch.Generator
+        self, model: KosmosG, batch: tuple[CaptionGroup, ...], generator: torch.Generator
     ) -> dict[str, Tensor]:
         """Return both errors, each the mean over a caption's elements, summed over captions."""
         del generator  # nothing is drawn but dropout
-        sequences, ids = batch
         if self._mllm == "eval":
             model.mllm.eval()
-        mask = sequences.attention_mask
-        hidden_states = model.mllm(
-            sequences.input_ids, mask, sequences.image_mask, sequences.pixel_values
-        )
-        prompt_embeds = model.aligner(hidden_states, mask)
-        again = self._reconstruction(model, prompt_embeds, hidden_states, mask)
-        errors = squared_errors(prompt_embeds, self._text_tower.states(ids))
-        return {
-            "mse": errors.sum(),
-            "reconstruction": self._reconstruction_weight * again.sum(),
-            "metric_each_loss": (errors + self._reconstruction_weight * again).detach(),
-        }
+        sums: dict[str, Tensor] = {}
+        each: list[Tensor] = []
+        for captions in batch:
+            mask = captions.sequences.attention_mask
+            states = captions.states or self._states(model, captions)
+            prompt_embeds = model.aligner(states.hidden, mask)
+            again = self._reconstruction(model, prompt_embeds, states.hidden, mask)
+            again = self._reconstruction_weight * again
+            errors = squared_errors(prompt_embeds, states.text)
+            for name, values in (("mse", errors), ("reconstruction", again)):
+                sums[name] = sums.get(name, 0.0) + values.sum()
+            each.append((errors + again).detach())
+        places = torch.cat([captions.places for captions in batch])
+        return {**sums, "metric_each_loss": torch.cat(each)[places.argsort()]}
+
+    @torch.no_grad()
+    def _states(self, model: KosmosG, captions: CaptionGroup) -> CaptionStates:
+        """Return what the frozen models say, without a graph, and keep it if there is a cache."""
+        batch = captions.sequences
+        hidden = model.mllm(
+            batch.input_ids, batch.attention_mask, batch.image_mask, batch.pixel_values
+        ).to(model.aligner.dtype)
+        text = self._text_tower.states(captions.text_ids)
+        states = CaptionStates(hidden=hidden, text=text)
+        if self._cache is not None:
+            self._cache.put(_entries(captions, states))
+        return states
 
     def _reconstruction(
         self,
@@ -144,6 +213,35 @@ class AlignStage:
         lengths = mask.sum(1)
         # The released scale, 77 / length, for each caption's own length.
         return errors.sum(1) / lengths * num_queries / lengths
+
+
+def _cached(
+    cache: TensorCache, batch: Batch, text_ids: Int[Tensor, "batch queries"]
+) -> CaptionStates | None:
+    """Return the states of captions, or None if the cache lacks any."""
+    found = [cache.get(key) for key in _keys(batch, text_ids)]
+    known = [one for one in found if one is not None]
+    if len(known) < len(found):
+        return None
+    rows = [one["hidden"] for one in known]
+    hidden = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True)
+    return CaptionStates(hidden=hidden, text=torch.stack([one["text"] for one in known]))
+
+
+def _entries(captions: CaptionGroup, states: CaptionStates) -> dict[str, dict[str, Tensor]]:
+    lengths = captions.sequences.attention_mask.sum(1).tolist()
+    keys = _keys(captions.sequences, captions.text_ids)
+    return {
+        key: {"hidden": hidden[:length], "text": text}
+        for key, length, hidden, text in zip(keys, lengths, states.hidden, states.text, strict=True)
+    }
+
+
+def _keys(batch: Batch, text_ids: Int[Tensor, "batch queries"]) -> list[str]:
+    """Return the captions' keys: both models' ids, which is what text and tokenizers come to."""
+    lengths = batch.attention_mask.sum(1).tolist()
+    rows = zip(batch.input_ids.cpu(), text_ids.cpu(), lengths, strict=True)
+    return [key_of(ids[:length], text) for ids, text, length in rows]
 
 
 class AlignPicturesStage:

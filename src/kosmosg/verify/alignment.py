@@ -19,7 +19,7 @@ from kosmosg.tokenizer import Tokenizer
 from kosmosg.train.log import read_log
 from kosmosg.train.loop import TrainConfig, fit
 from kosmosg.train.optim import OptimConfig
-from kosmosg.train.stage2_align import AlignStage, TextTower, squared_error
+from kosmosg.train.stage2_align import AlignStage, CaptionGroup, TextTower, squared_error
 from kosmosg.verify.compare import TAP, TOLERANCE, Case, Check, Value, difference, near, read_case
 from kosmosg.verify.golden import Golden, read_json
 from kosmosg.verify.states import read, taps
@@ -146,7 +146,7 @@ def _text_tower(golden: Golden, case: Case) -> TextTower:
     return TextTower(encoder=golden.text_encoder, ids=lambda _: case["in.clip_tokens"])
 
 
-def _batch(golden: Golden, case: Case) -> tuple[Batch, Tensor]:
+def _batch(golden: Golden, case: Case) -> tuple[CaptionGroup, ...]:
     ids = case["in.src_tokens"]
     sequences = Batch(
         input_ids=ids,
@@ -154,7 +154,9 @@ def _batch(golden: Golden, case: Case) -> tuple[Batch, Tensor]:
         image_mask=case["in.img_gpt_input_mask"].bool(),
         pixel_values=case.get("in.images"),
     )
-    return sequences, case["in.clip_tokens"]
+    text_ids = case["in.clip_tokens"]
+    places = torch.arange(len(text_ids))
+    return (CaptionGroup(sequences=sequences, text_ids=text_ids, places=places),)
 
 
 def _train_config(expected: dict[str, Any], count: int) -> TrainConfig:
@@ -187,22 +189,22 @@ class _OneBatch:
 
     trainable = TRAINABLE
 
-    def __init__(self, stage: AlignStage, batch: tuple[Batch, Tensor]) -> None:
+    def __init__(self, stage: AlignStage, batch: tuple[CaptionGroup, ...]) -> None:
         self._stage, self._batch = stage, batch
 
     def batch(self, step: int, size: int) -> Sequence[str]:
         return [f"update {step + 1}"] * size
 
-    def collate(self, records: Sequence[str]) -> tuple[Batch, Tensor]:  # noqa: ARG002
+    def collate(self, records: Sequence[str]) -> tuple[CaptionGroup, ...]:  # noqa: ARG002
         return self._batch
 
-    def weight(self, batch: tuple[Batch, Tensor]) -> int:
+    def weight(self, batch: tuple[CaptionGroup, ...]) -> int:
         return self._stage.weight(batch)
 
     def loss(
         self,
         model: KosmosG,
-        batch: tuple[Batch, Tensor],
+        batch: tuple[CaptionGroup, ...],
         generator: torch.Generator,
     ) -> dict[str, Float[Tensor, ""]]:
         return self._stage.loss(model, batch, generator)

@@ -163,8 +163,10 @@ def test_a_part_trains_stops_nowhere_and_is_not_overwritten(run, here):
     """The judge is the smallest part."""
     words = ("train", "nano-judge", "steps=2", "global_batch_size=2", "micro_batch=2")
     small = ("validation_records=2", "precision=float32", "--workspace", "w", "--device", "cpu")
-    code, out, _ = run(*words, *small)
+    code, out, err = run(*words, *small)
     assert (code, out) == (0, "w/model\n")
+    assert "Writing" not in err
+    assert "Loading" not in err
     assert (here / "w" / "model" / "judge" / "config.json").exists()
     code, _, err = run(*words, *small)
     assert code == 2

@@ -13,7 +13,7 @@ from kosmosg.cli import main
 from kosmosg.errors import CheckpointError, ConfigError
 from kosmosg.model.image_decoder import ImageDecoder
 from kosmosg.tokenizer import Tokenizer
-from kosmosg.toyworld import evaluate, scores, sheets, world
+from kosmosg.toyworld import evaluate, scores, world
 from kosmosg.toyworld.captions import words
 from kosmosg.toyworld.cases import cases, draw, full_name
 from kosmosg.toyworld.losses import gap_closed, language_figures, paired_loss
@@ -280,19 +280,6 @@ def test_language_figures_of_an_untrained_reader_are_those_of_guessing(toy_world
     assert row["perplexity"] > tokenizer.vocab_size / 10
     assert row["shape_word"] < 0.5
     assert set(row["intervals"]) <= set(row)
-
-
-def test_a_sheet_has_a_heading_and_a_line_for_each_row() -> None:
-    picture = Image.new("RGB", (8, 8), "red")
-    page = sheets.sheet(["shown", "made"], [("a red star", [picture, picture])] * 3)
-    assert page.width == 2 * sheets.SIDE + 3 * sheets.GAP
-    assert page.height == sheets.LINE + 3 * (sheets.LINE + sheets.SIDE + sheets.GAP)
-    said = "a green square with white checks wearing a scarf in the city"
-    wide = sheets.sheet(["shown"], [(said, [picture])])
-    assert wide.width > 2 * page.width / 3  # the words are wider than the picture, and fit
-    ink = np.asarray(wide.convert("L"))[sheets.LINE : 2 * sheets.LINE]
-    assert (ink[:, -sheets.GAP :] == 255).all()
-    assert (ink[:, wide.width // 2 : -sheets.GAP] < 255).any()
 
 
 def test_check_rows_passes_all_there_are() -> None:

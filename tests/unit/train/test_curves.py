@@ -1,9 +1,9 @@
 """Reading runs: whole ones, broken ones, those still going on; and what is drawn of them."""
 
-import itertools
 import math
 import os
 import signal
+from itertools import pairwise
 
 import pytest
 
@@ -205,7 +205,7 @@ def test_ticks_are_few_round_and_inside(low, high):
     found = ticks(float(low), float(high))
     assert 3 <= len(found) <= 11
     assert all(low - 1e-9 <= value <= high * (1 + 1e-9) for value in found)
-    gaps = [b - a for a, b in itertools.pairwise(found)]
+    gaps = [b - a for a, b in pairwise(found)]
     assert max(gaps) == pytest.approx(min(gaps), rel=1e-3)
 
 

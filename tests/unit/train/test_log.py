@@ -160,7 +160,8 @@ class Fails(Pairs):
 def test_a_run_that_saved_nothing_blocks_no_other(tmp_path, resume):
     with pytest.raises(DataError):
         fit(net(), Regression(), Fails(0), train_config(), tmp_path)
-    (tmp_path / "skips.json").write_text("{}")
+    for name in ("skips.json", "bad-step-00000000.json"):
+        (tmp_path / name).write_text("{}")
     start(tmp_path, resume=resume)
     assert [entry["step"] for entry in read_log(tmp_path)] == [2, 4, 6, 8, 10, 12]
     if not resume:

@@ -26,8 +26,10 @@ INSTRUCT = InstructConfig(trainable=("mllm.layers.*", "mllm.resampler.*", "align
 CASES = [
     (LANGUAGE, Documents()),
     (ALIGN, Captions()),
+    (dataclasses.replace(ALIGN, length_groups=2), Captions()),
     (PICTURES, composed()),
     (INSTRUCT, composed()),
+    (dataclasses.replace(INSTRUCT, length_groups=3, unet_activations="recomputed"), composed()),
 ]
 
 

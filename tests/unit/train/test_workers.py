@@ -147,7 +147,9 @@ def test_batches_are_equal_to_the_bit(tmp_path):
             )  # fmt: skip
             assert torch.equal(batch.target_images, theirs.target_images)
             for name in ("input_ids", "attention_mask", "image_mask", "pixel_values"):
-                ours, other_tensor = getattr(batch.sequences, name), getattr(theirs.sequences, name)
+                ours, other_tensor = (
+                    getattr(one.sequences.batches[0], name) for one in (batch, theirs)
+                )
                 assert (ours is None) == (other_tensor is None)
                 assert ours is None or (
                     torch.equal(ours, other_tensor) and ours.dtype == other_tensor.dtype

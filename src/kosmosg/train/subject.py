@@ -1,0 +1,273 @@
+"""Tuning to one subject: a few pictures of it, and low-rank adapters of the MLLM and M.
+
+Stage 3's loss on prompts that show one picture of the subject and ask for another. What the prompt
+says of the other picture is its own caption where there is one, else a template; what it does not
+say, the pictures of the subject have in common.
+
+Source:
+    Not in the paper, whose model needs no tuning; DreamBooth's setting (three to five pictures of
+    one subject) with the subject shown, not named by a rare word.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from importlib.metadata import version
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps
+
+from kosmosg import adapter, hashes, release
+from kosmosg.adapter import AdapterConfig
+from kosmosg.config import to_dict
+from kosmosg.data.compose import DROP_PROBABILITY, Composed
+from kosmosg.data.converted import with_shards
+from kosmosg.data.mixture import Mixture, Stream, seed_of
+from kosmosg.data.sources import DataConfig, open_stream
+from kosmosg.errors import ConfigError, PromptError
+from kosmosg.images import open_image
+from kosmosg.model.alignernet import AlignerNet
+from kosmosg.model.kosmosg import KosmosG
+from kosmosg.model.mllm import MLLM
+from kosmosg.sequence import Prompt
+from kosmosg.tokenizer import Tokenizer
+from kosmosg.train.loading import load_decoder, load_part, with_reconstruction
+from kosmosg.train.loop import TrainConfig
+from kosmosg.train.optim import OptimConfig
+from kosmosg.train.run import Parts, RunConfig, run
+from kosmosg.train.rundir import SHARDS_NAME
+from kosmosg.train.stage3_instruct import InstructConfig
+
+PLACE = "{}"
+MAX_PICTURES = 64
+TEMPLATES = ("{}", "a photo of {}", "a picture of {}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class SubjectConfig:
+    """One subject's tuning.
+
+    `init` is a model's directory, or `nano`; `pictures` are files, of which each may have its words
+    in a .txt of the same name. `name` stands before the picture in half of the prompts, as the
+    words of an entity do in stage 3; empty is no words at all. `templates` have `{}` where the
+    subject stands; they are for pictures without a caption. `prior` are records of
+    other things, such as stage 3's own; `prior_weight` of them come on each prompt of the subject.
+    """
+
+    init: str = "nano"
+    pictures: tuple[str, ...] = ()
+    name: str = ""
+    templates: tuple[str, ...] = TEMPLATES
+    adapter: AdapterConfig = field(default_factory=AdapterConfig)
+    stage: InstructConfig
+    train: TrainConfig
+    prior: DataConfig | None = None
+    prior_weight: int = 1
+
+
+def subject() -> SubjectConfig:
+    """Return the tuning of one subject: on nano one to two minutes of one core.
+
+    Command: `kosmosg train subject --pictures 1.jpg 2.jpg --name "my dog" init=DIR -o RUN`. At full
+    size one GPU of 24 GB does (docs/training.md has the sum); not yet run there.
+    """
+    return SubjectConfig(
+        stage=InstructConfig(
+            trainable=adapter.TRAINABLE, loss_weighting="min_snr", min_snr_gamma=5.0
+        ),
+        train=TrainConfig(
+            seed=0,
+            steps=120,
+            global_batch_size=8,
+            micro_batch=8,
+            optim=OptimConfig(
+                lr=1e-3, weight_decay=0.0, clip_norm=1.0, schedule="cosine", warmup_steps=10
+            ),
+            ema=None,
+            precision="bfloat16",
+        ),
+    )
+
+
+def tune(config: SubjectConfig, run_dir: Path, *, resume: bool = False) -> Path:
+    """Tune to the subject; return the adapter's file, `run_dir/adapter/adapter.safetensors`.
+
+    The model itself stays as it is and is held in bfloat16 on a GPU; the adapter is float32.
+
+    Args:
+        config: What to tune, on which pictures.
+        run_dir: As of `fit`.
+        resume: Continue a run that was stopped.
+
+    Raises:
+        ConfigError: If the pictures or the configuration cannot be used; else as `fit`.
+        CheckpointError: If the model is not whole, or the adapter cannot be written.
+        PromptError: If a picture cannot be read.
+    """
+    directory = release.find(config.init)
+    shown = read_pictures([Path(name).expanduser() for name in config.pictures], name=config.name)
+    subject = SubjectStream(
+        shown, name=config.name, templates=config.templates, seed=config.train.seed
+    )
+    on_gpu = config.train.device != "cpu" and torch.cuda.is_available()
+    dtype = torch.bfloat16 if on_gpu else torch.float32
+    tokenizer = Tokenizer.from_pretrained(directory / "tokenizer")
+    aligner = load_part(AlignerNet, directory, "aligner", dtype)
+    model = KosmosG(
+        load_part(MLLM, directory, "mllm", dtype), with_reconstruction(aligner, wanted=False)
+    )
+    decoder = load_decoder(directory, None, embed_dim=aligner.config["embed_dim"], dtype=dtype)
+    with torch.random.fork_rng():
+        torch.manual_seed(config.train.seed)
+        adapter.add(model, config.adapter)
+    parts = Parts(
+        model=model,
+        tokenizer=tokenizer,
+        stream=_with_prior(config, subject, run_dir),
+        image_decoder=decoder,
+    )
+    run_config = RunConfig(stage=config.stage, train=config.train)
+    run(run_config, parts, run_dir, resume=resume, recipe=to_dict(config))
+    path = run_dir / "adapter" / f"adapter{adapter.SUFFIX}"
+    provenance = {
+        "name": config.name,
+        "pictures": {Path(name).name: hashes.of_file(Path(name)) for name in config.pictures},
+        "model": directory.resolve().name,
+        "steps": config.train.steps,
+        "seed": config.train.seed,
+        "kosmosg": version("kosmosg"),
+    }
+    adapter.write(
+        path, model, config.adapter, base=adapter.base_of(directory), provenance=provenance
+    )
+    return path
+
+
+def _with_prior(config: SubjectConfig, subject: Stream, run_dir: Path) -> Stream:
+    if config.prior is None:
+        return subject
+    prior = open_stream(with_shards(config.prior, run_dir / SHARDS_NAME), stage="instruct")
+    return Mixture(
+        {"subject": subject, "prior": prior},
+        {"subject": 1, "prior": config.prior_weight},
+        seed=config.train.seed,
+    )
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Shown:
+    """A picture of the subject, and the words around it: before it and after it."""
+
+    image: Image.Image
+    words: tuple[str, str] | None = None
+
+
+def read_pictures(paths: Sequence[Path], *, name: str) -> list[Shown]:
+    """Return the pictures, each with the words of the .txt beside it where there is one.
+
+    Where the text holds the subject's name the picture stands in its place, else before the text.
+
+    Raises:
+        ConfigError: If there are none, or too many.
+        PromptError: If one cannot be read.
+    """
+    if not 1 <= len(paths) <= MAX_PICTURES:
+        raise ConfigError(
+            f"there are {len(paths)} pictures of the subject; give 1 to {MAX_PICTURES} with"
+            " --pictures"
+        )
+    read = []
+    for path in paths:
+        text = path.with_suffix(".txt")
+        try:
+            said = text.read_text(encoding="utf-8-sig").strip() if text.is_file() else None
+        except (OSError, UnicodeDecodeError) as error:
+            raise PromptError(f"{text}: {error}; save it as UTF-8") from None
+        words = None if said is None else around(said, name)
+        read.append(Shown(image=open_image(path), words=words))
+    return read
+
+
+def around(text: str, name: str) -> tuple[str, str]:
+    """Return the words before the subject and those after it.
+
+    Example:
+        >>> around("a photo of my dog in the snow", "my dog")
+        ('a photo of ', ' in the snow')
+        >>> around("in the snow", "my dog")
+        ('', ' in the snow')
+    """
+    for place in (PLACE, name):
+        if place and place in text:
+            before, _, after = text.partition(place)
+            return before, after
+    return "", f" {text}"
+
+
+class SubjectStream:
+    """Endless prompts about one subject; each depends on (seed, index) only.
+
+    Every picture is aimed at equally often. The one shown is another, where there is another;
+    where not, a part of the same, or its mirror image, so that copying is no answer.
+
+    Args:
+        pictures: Of the subject.
+        name: What it is called; empty: nothing.
+        templates: With `{}` where it stands, for pictures without words of their own.
+        seed: Of everything drawn.
+
+    Raises:
+        ConfigError: If a template has no `{}` or there are no templates.
+    """
+
+    def __init__(
+        self, pictures: Sequence[Shown], *, name: str, templates: Sequence[str], seed: int
+    ) -> None:
+        wrong = [template for template in templates if template.count(PLACE) != 1]
+        if wrong or not templates:
+            raise ConfigError(
+                f"template {wrong[0] if wrong else ''!r} must have {PLACE} once, where the subject"
+                " stands"
+            )
+        self._pictures = list(pictures)
+        self._name = name
+        self._templates = [around(template, PLACE) for template in templates]
+        self._seed = seed
+
+    def batch(self, step: int, size: int) -> list[Composed]:
+        """Return prompts number `step * size` to `(step + 1) * size - 1`."""
+        return [self._composed(index) for index in range(step * size, (step + 1) * size)]
+
+    def _composed(self, index: int) -> Composed:
+        count = len(self._pictures)
+        turn, place = divmod(index, count)
+        order = np.random.default_rng(seed_of(self._seed, "order", turn)).permutation(count)
+        target = int(order[place])
+        rng = np.random.default_rng(seed_of(self._seed, index))
+        drawn = self._templates[int(rng.integers(len(self._templates)))]
+        before, after = self._pictures[target].words or drawn
+        named = self._name if rng.random() >= DROP_PROBABILITY else ""
+        other = int(rng.integers(count - 1)) if count > 1 else 0
+        image = self._pictures[other + (count > 1 and other >= target)].image
+        shown = image if count > 1 else _another_look(image, rng)
+        said = f"{before}{named}".strip()
+        prompt: Prompt = [*([said] if said else []), shown]
+        if after.strip():
+            prompt = [*prompt, after]
+        return Composed(
+            key=f"subject-{index}",
+            prompt=prompt,
+            target=self._pictures[target].image,
+            caption=f"{before}{self._name}{after}".strip() or None,
+        )
+
+
+def _another_look(image: Image.Image, rng: np.random.Generator) -> Image.Image:
+    """Return a part of the picture, 70 to 100 in a hundred each way, half of them mirrored."""
+    share = rng.uniform(0.7, 1.0)
+    width, height = (max(1, round(side * share)) for side in image.size)
+    left = int(rng.integers(image.width - width + 1))
+    top = int(rng.integers(image.height - height + 1))
+    part = image.crop((left, top, left + width, top + height))
+    return ImageOps.mirror(part) if rng.random() < 0.5 else part
