@@ -1,5 +1,6 @@
 """`kosmosg construct`: from pictures to shards of training examples."""
 
+import pickle
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ from kosmosg.errors import ConfigError
 if TYPE_CHECKING:
     from kosmosg.construct.config import ConstructConfig
     from kosmosg.construct.executor import Summary
+    from kosmosg.construct.job import Worker
     from kosmosg.construct.openimages import Licences
 
 app = typer.Typer(
@@ -83,6 +85,24 @@ class _How:
     gpus: float
     bad: float
     evaluation: Sequence[Path]
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Quietly:
+    """Makes a worker in a process of its own, where nobody has told the libraries to be quiet.
+
+    `pickled` is the MakeWorker: the libraries are imported when it is read, so not before it is
+    called.
+    """
+
+    pickled: bytes
+
+    def __call__(self) -> "Worker":
+        from kosmosg.cli.options import hide_loading_bars, prepare_libraries
+
+        prepare_libraries()
+        hide_loading_bars()
+        return pickle.loads(self.pickled)()
 
 
 @app.callback()
@@ -227,7 +247,7 @@ def _construct(
     decides["evaluation_sets"] = leaks.sum if leaks else None
     summary = executor.run(
         units,
-        make_worker,
+        _Quietly(pickled=pickle.dumps(make_worker)),
         output=output,
         workers=how.workers,
         kind=how.kind,

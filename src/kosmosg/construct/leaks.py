@@ -17,6 +17,7 @@ LEAK = "in an evaluation set"
 
 _HEAD = "# kosmosg perceptual hashes 1"
 _LINE = re.compile(r"([0-9a-f]{16})  (.+)")
+_OWN_ID = re.compile(r"\d{12}|[0-9a-f]{16}")  # COCO's, Open Images'
 # COCO's files of 2014 are named after the set and the id, those of 2017 after the id alone.
 _COCO = re.compile(r"COCO_[a-z]+\d{4}_(?=\d{12})")
 
@@ -117,7 +118,14 @@ def _lines(hashes: Iterable[tuple[int, str]]) -> Iterable[str]:
 
 
 def _id_of(name: str) -> str:
-    """Return a picture's id: its name without suffix, and without folders where it is COCO's."""
+    """Return a picture's id, or "" where its name is none.
+
+    It is the name without suffix: the last part alone where it is COCO's 12 digits or the 16 of
+    Open Images, which no other collection's picture has by chance; else with its folders. A bare
+    name such as 00 or dog says nothing.
+    """
     path = PurePosixPath(name).with_suffix("") if PurePosixPath(name).name else PurePosixPath()
     bare = _COCO.sub("", path.name)
-    return bare if re.fullmatch(r"\d{12}", bare) else str(path).strip("./")
+    if _OWN_ID.fullmatch(bare):
+        return bare
+    return str(path).strip("./") if len(path.parts) > 1 else ""

@@ -1,4 +1,8 @@
 import json
+import os
+import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -190,6 +194,24 @@ def test_in_a_process_of_its_own_and_too_many_bad_pictures(
     assert "4 examples in 3 shards" in err
     assert "left out: 1 unreadable picture, such as" in err
     assert "3.png" in err
+
+
+def test_all_that_a_run_says_is_ours(
+    pictures: Path, changes: list[str], tmp_path: Path, repository: Path
+) -> None:
+    """Workers load libraries and bars of their own, and end with the run."""
+    words = ["construct", "folder", str(pictures), *changes, "--recipe", "nano", "--workers", "2"]
+    done = subprocess.run(
+        [sys.executable, "-m", "kosmosg", *words, "-o", str(tmp_path / "out")],
+        env=os.environ | {"PYTHONPATH": f"{repository}/src"},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr
+    lines = [line for line in re.split(r"[\r\n]+", done.stderr) if line.strip()]
+    assert lines[-1] == "5 examples in 3 shards"
+    assert [line for line in lines[:-1] if not line.startswith("out: ")] == []
 
 
 def test_pairs_are_read_as_data_convert_reads_them(tmp_path: Path) -> None:

@@ -53,6 +53,19 @@ def test_a_picture_is_found_by_its_id(sets: Path, said: dict[str, str], found: s
     assert leaks_of(sets).find(phash(photo(2)), said) == found
 
 
+@pytest.mark.parametrize("name", ["00", "dog", "000010000", "folder.v2"])
+def test_a_bare_name_of_a_flat_folder_is_no_id(name: str) -> None:
+    """Any collection may have a picture of that name, such as the keys that img2dataset counts."""
+    leaks = Leaks(hashes=(0,), names=(f"{name}.jpg",))
+    assert leaks.find(2**64 - 1, {"source_id": name, "url": f"{name}.jpg"}) is None
+    assert leaks.find(0, {"source_id": "another"}) == f"{name}.jpg"
+
+
+def test_an_id_of_open_images_is_one() -> None:
+    leaks = Leaks(hashes=(0,), names=("000a1249af2bc5f0.jpg",))
+    assert leaks.find(2**64 - 1, {"source_id": "000a1249af2bc5f0"}) == "000a1249af2bc5f0.jpg"
+
+
 def test_each_distance_up_to_three_is_found() -> None:
     leaks = Leaks(hashes=(0xF0F0,), names=("a.jpg",))
     assert leaks.find(0xF0F0 ^ 0b111 << 30, {}) == "a.jpg"
