@@ -27,7 +27,7 @@ CPU = torch.device("cpu")
 class _Empty(ModuleType):
     """A module in which every name is a class of its own."""
 
-    __path__: list[str] = []  # noqa: RUF012 -- as the import system looks for it
+    __path__: list[str] = []  # noqa: RUF012  # pyright: ignore[reportIncompatibleVariableOverride] -- a package with no files
 
     def __getattr__(self, name: str) -> type | ModuleType:
         if name.startswith("__"):

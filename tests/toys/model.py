@@ -23,11 +23,11 @@ NUM_QUERIES = 6
 EMBED_DIM = 16
 
 
-def toy_pipeline(seed: int = 0) -> KosmosGPipeline:
-    """Pictures of 32 x 32 in 3 steps."""
+def toy_pipeline(seed: int = 0, words: str = WORDS) -> KosmosGPipeline:
+    """Pictures of 32 x 32 in 3 steps; it knows these words."""
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        tokenizer = Tokenizer.from_words([*WORDS.split(), *MARKS])
+        tokenizer = Tokenizer.from_words([*words.split(), *MARKS])
         mllm = MLLM(
             vocab_size=tokenizer.vocab_size,
             hidden_size=32,

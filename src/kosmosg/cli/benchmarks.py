@@ -62,8 +62,8 @@ def dreambench(
         Literal["kosmosg", "dreambooth-all-refs", "uno-multi", "foreground-masked"],
         typer.Option(
             help="kosmosg compares with the picture that was shown, dreambooth-all-refs with all "
-            "of the subject, foreground-masked with the first, without backgrounds; uno-multi shows "
-            "two subjects."
+            "of the subject, foreground-masked with the first, without backgrounds; uno-multi "
+            "shows two subjects."
         ),
     ] = "kosmosg",
     pairs: Annotated[

@@ -12,7 +12,6 @@ import torch.nn.functional as F
 from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 
-from kosmosg.checkpoint import load_weights
 from kosmosg.convert import pickled
 from kosmosg.convert.stored import StoredTensor, read_safetensors
 from kosmosg.errors import CheckpointError
@@ -201,16 +200,17 @@ def load_inception(path: Path) -> Inception:
         raise CheckpointError(f"{path} is not a state of tensors by name; fetch it again")
     kept = {name: value for name, value in stored.items() if not _left_out(name)}
     network = Inception()
-    counts = {
-        name: value
-        for name, value in network.state_dict().items()
-        if name.endswith("num_batches_tracked")  # torch's own: no weight, and not in old files
-    }
-    load_weights(
-        network,
-        counts | {name: value.read() for name, value in kept.items()},
-        source=str(path),
-    )
+    own = {name: value for name, value in network.state_dict().items() if not _left_out(name)}
+    odd = sorted(own.keys() ^ kept.keys()) + [
+        name for name in own if name in kept and own[name].shape != kept[name].shape
+    ]
+    if odd:
+        raise CheckpointError(
+            f"{path} does not fit FID's Inception: {odd[0]} and {len(odd) - 1} more are missing,"
+            " unexpected or of another shape; get torch-fidelity's weights"
+        )
+    # What counts batches is no weight, and not in old files.
+    network.load_state_dict({name: one.read() for name, one in kept.items()}, strict=False)
     return network.eval().requires_grad_(False)
 
 

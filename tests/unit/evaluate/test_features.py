@@ -115,5 +115,5 @@ def test_missing_weights_are_named_with_their_source_and_place(
 
 def test_weights_of_another_network_are_refused(weights: Path) -> None:
     other = find_weights("dino", weights) / "model.safetensors"
-    with pytest.raises(CheckpointError, match="does not fit Inception: missing"):
+    with pytest.raises(CheckpointError, match="does not fit FID's Inception: "):
         inception(other, resize="tensorflow", device=CPU)
