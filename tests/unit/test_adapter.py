@@ -222,8 +222,8 @@ def test_other_files_are_refused_unopened(toy_dir, file, tmp_path):
 
 def test_patterns_and_ranks_that_cannot_work_are_named():
     model = model_of(toy_pipeline())
-    with pytest.raises(ConfigError, match=r"'mllm\.leyers\.\*' matches none"):
-        adapter.add(model, AdapterConfig(targets=("mllm.leyers.*",)))
+    with pytest.raises(ConfigError, match=r"'mllm\.nothing\.\*' matches none"):
+        adapter.add(model, AdapterConfig(targets=("mllm.nothing.*",)))
     with pytest.raises(ConfigError, match="rank is 0"):
         adapter.add(model, AdapterConfig(rank=0))
     adapter.add(model, CONFIG)

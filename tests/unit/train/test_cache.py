@@ -10,6 +10,12 @@ from kosmosg.errors import KosmosGError
 from kosmosg.train.cache import TensorCache, fingerprint, key_of
 
 
+def held(one: TensorCache, key: str) -> dict[str, torch.Tensor]:
+    found = one.get(key)
+    assert found is not None
+    return found
+
+
 def tensors(seed=0, dtype=torch.float32):
     values = torch.randn(3, 4, generator=torch.Generator().manual_seed(seed)).to(dtype)
     return {"hidden": values, "text": values[0]}
@@ -32,7 +38,7 @@ def test_what_was_put_is_there_for_every_reader(tmp_path, dtype):
     writer.put({"three": tensors(3, dtype)})
     for whole in (reader, writer, cache(tmp_path)):
         for seed, key in enumerate(("one", "two", "three"), 1):
-            found = whole.get(key)
+            found = held(whole, key)
             for name, value in tensors(seed, dtype).items():
                 assert found[name].dtype == dtype
                 assert found[name].equal(value)
@@ -80,8 +86,8 @@ def test_a_damaged_entry_is_written_anew(tmp_path, damage, opened):
     again = whole if opened == "before" else cache(tmp_path)
     assert again.get("one") is None
     again.put({"one": tensors(1)})
-    assert again.get("one")["hidden"].equal(tensors(1)["hidden"])
-    assert cache(tmp_path).get("one")["hidden"].equal(tensors(1)["hidden"])
+    assert held(again, "one")["hidden"].equal(tensors(1)["hidden"])
+    assert held(cache(tmp_path), "one")["hidden"].equal(tensors(1)["hidden"])
 
 
 def test_damage_leaves_the_neighbours(tmp_path):
@@ -98,7 +104,7 @@ def test_another_shard_stands_in_for_a_damaged_one(tmp_path):
     for path in shards(tmp_path):
         data = path.read_bytes()
         flip(path)
-        assert cache(tmp_path).get("one")["text"].equal(tensors(1)["text"])
+        assert held(cache(tmp_path), "one")["text"].equal(tensors(1)["text"])
         path.write_bytes(data)
 
 
