@@ -16,8 +16,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from peft import LoraConfig, inject_adapter_in_model
-from peft.tuners.lora import LoraLayer
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
@@ -282,6 +280,8 @@ def load(model: KosmosG, path: Path, *, base: Mapping[str, str], scale: float = 
 
 
 def _inject(model: KosmosG, names: Sequence[str], *, rank: int, alpha: float) -> None:
+    from peft import LoraConfig, inject_adapter_in_model  # whoever loads no adapter needs it not
+
     if is_there(model):
         raise ConfigError("there is an adapter in the model already; take it out first")
     learned = {name: one.requires_grad for name, one in model.named_parameters()}
@@ -310,5 +310,5 @@ def _layers(model: nn.Module) -> list[tuple[str, Any]]:
     return [
         (name, module)
         for name, module in model.named_modules()
-        if isinstance(module, LoraLayer) and _NAME in module.lora_A
+        if isinstance(maps := getattr(module, "lora_A", None), nn.ModuleDict) and _NAME in maps
     ]

@@ -118,7 +118,7 @@ def test_blocks_computed_twice_learn_the_same_to_the_bit(tmp_path):
             stream=Captions(),
             text_tower=made.text_tower,
         )
-        config = AlignConfig(trainable=("*",), padding="masked", mllm="train")
+        config = AlignConfig(trainable=("aligner.*",), padding="masked", mllm="train")
         train = train_config(steps=3, **change)
         run(RunConfig(stage=config, train=train), parts, tmp_path / name)
         assert not any("forward" in vars(module) for module in made.model.modules())
