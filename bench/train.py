@@ -23,7 +23,7 @@ import json
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from time import perf_counter
@@ -133,12 +133,15 @@ def step_of(stage: Stage, model: nn.Module, batch: object, setting: Setting) -> 
         model.train()
         with setting.autocast():
             losses = stage.loss(model, batch, micro_batch_generator(0, 0, 0))
-        total = sum(value for name, value in losses.items() if not name.startswith("metric_"))
-        assert isinstance(total, Tensor)
-        (total / stage.weight(batch)).backward()
+        (_learned(losses) / stage.weight(batch)).backward()
         model.zero_grad(set_to_none=True)
 
     return step
+
+
+def _learned(losses: Mapping[str, Tensor]) -> Tensor:
+    """Return the sum of what is learned from."""
+    return torch.stack([v for name, v in losses.items() if not name.startswith("metric_")]).sum()
 
 
 def products_of(work: Callable[[], object]) -> list[Product]:
@@ -206,7 +209,8 @@ def stage2(setting: Setting) -> dict[str, Any]:
         reconstruction_weight=1.0,
     )
     sequences = group([sequence(0, WORDS - 1)] * CAPTIONS, num_groups=1, pad_id=1)
-    batch = (CaptionGroup(sequences=sequences.batches[0], text_ids=text_ids),)
+    places = torch.arange(CAPTIONS)
+    batch = (CaptionGroup(sequences=sequences.batches[0], text_ids=text_ids, places=places),)
     step = step_of(stage, model, batch, setting)
     step()
     peak = peak_bytes(step)
@@ -390,7 +394,7 @@ def _bare(model: nn.Module, stage: Timed, stream: Any, config: TrainConfig) -> N
         half = config.precision == "bfloat16"
         with torch.autocast("cpu", torch.bfloat16, enabled=half):
             losses = stage.loss(model, batch, micro_batch_generator(config.seed, step, 0))
-        (sum(losses.values()) / stage.weight(batch)).backward()
+        (_learned(losses) / stage.weight(batch)).backward()
         nn.utils.clip_grad_norm_(named.values(), config.optim.clip_norm)
         set_rate(optimizer, config.optim, updates_done=step, total_steps=config.steps)
         optimizer.step()

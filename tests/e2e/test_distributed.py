@@ -78,6 +78,8 @@ STAGES: dict[str, dict[str, Any]] = {
     "stage2": {"stage": 2, "frozen_parts": "sharded"},
     "stage3": {"stage": 3},
     "replicas": {"stage": 2, "shard_ranks": 1},
+    "stage2 in groups": {"stage": 2, "micro_batch": 2, "length_groups": 2},
+    "stage3 in groups": {"stage": 3, "micro_batch": 2, "length_groups": 2},
 }
 
 
@@ -118,7 +120,7 @@ def alone(tmp_path_factory) -> Path:
 
 @pytest.mark.parametrize("name", STAGES)
 def test_two_processes_lose_as_one_does(together, alone, name):
-    """Blocks recomputed, frozen parts sharded, whole copies: none changes what is learned."""
+    """Blocks recomputed, frozen parts sharded, whole copies, groups of like length: all the same."""
     ranks.train_stage(alone / name, STAGES[name]["stage"])
     for term in ("loss", "grad_norm", "validation_loss"):
         expected = curve(alone / name, term)

@@ -21,7 +21,7 @@ from toys.training import Pairs, Regression, net, train_config
 STEPS = 20
 
 
-def stage_parts(number: int) -> tuple[Any, Any, Any, TrainConfig]:
+def stage_parts(number: int, length_groups: int | None = None) -> tuple[Any, Any, Any, TrainConfig]:
     """Return model, stage, stream and configuration of one of the paper's stages, dropout 0."""
     from kosmosg.model.magneto import Attention
     from kosmosg.train.run import Parts, make_stage
@@ -41,11 +41,13 @@ def stage_parts(number: int) -> tuple[Any, Any, Any, TrainConfig]:
             config: Any = LanguageConfig(trainable=language)
             model, stream = made.model.mllm, Documents()
         case 2:
-            config = AlignConfig(padding="masked", mllm="eval")
+            config = AlignConfig(padding="masked", mllm="eval", length_groups=length_groups or 1)
             model, stream = made.model, Captions()
         case _:
             learns = ("aligner.encoder.*", *(f"mllm.{name}" for name in language))
-            config = InstructConfig(trainable=learns, min_snr_gamma=None)
+            config = InstructConfig(
+                trainable=learns, min_snr_gamma=None, length_groups=length_groups
+            )
             model, stream = made.model, composed()
     parts = Parts(
         model=model,
@@ -186,10 +188,14 @@ def train_net(
 
 
 def train_stage(
-    run_dir: Path, stage: int, trainable: list[str] | None = None, **changes: Any
+    run_dir: Path,
+    stage: int,
+    trainable: list[str] | None = None,
+    length_groups: int | None = None,
+    **changes: Any,
 ) -> torch.nn.Module:
     """Train one of the paper's stages."""
-    model, made, stream, config = stage_parts(stage)
+    model, made, stream, config = stage_parts(stage, length_groups)
     made.trainable = made.trainable if trainable is None else tuple(trainable)
     fit(model, made, stream, replace(config, **changes), run_dir, resume=True, validation=stream)
     return model
