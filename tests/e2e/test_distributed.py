@@ -120,7 +120,7 @@ def alone(tmp_path_factory) -> Path:
 
 @pytest.mark.parametrize("name", STAGES)
 def test_two_processes_lose_as_one_does(together, alone, name):
-    """Blocks recomputed, frozen parts sharded, whole copies, groups of like length: all the same."""
+    """Blocks recomputed, frozen parts sharded, whole copies, groups by length: all the same."""
     ranks.train_stage(alone / name, STAGES[name]["stage"])
     for term in ("loss", "grad_norm", "validation_loss"):
         expected = curve(alone / name, term)
