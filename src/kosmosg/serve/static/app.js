@@ -52,12 +52,13 @@ function askForKey() {
 const prompt = new PromptLine(at("prompt"), {
   changed: () => {
     at("linked").hidden = true;
+    options.follow();
   },
   submit: () => at("compose").requestSubmit(),
   files: (files) => addFiles(files),
-  chosen: (number) => showOptions(number),
+  chosen: (number, by) => options.show(number, by),
 });
-const showOptions = pictureOptions(at("options"), prompt, (number) => {
+const options = pictureOptions(at("options"), prompt, (number) => {
   replacing = number;
   at("files").multiple = false;
   at("files").click();

@@ -26,13 +26,12 @@ export class Line {
     return { text, pictures };
   }
 
-  /** Show a prompt, with the caret at a place. */
-  write(prompt, caret = prompt.text.length) {
+  /** Show a prompt. The caret is elsewhere afterwards: see `place`. */
+  write(prompt) {
     const words = prompt.text.split(pieces.PICTURE).map((text) => document.createTextNode(text));
     const chips = prompt.pictures.map((picture) => this.#chip(picture));
     this.root.replaceChildren(...words.flatMap((node, n) => (n ? [chips[n - 1], node] : [node])));
     this.tidy();
-    this.place(caret);
   }
 
   /** Put right what the browser left behind; the caret stays where it is. */
@@ -92,6 +91,7 @@ export class Line {
     };
   }
 
+  /** Put the caret at a place, which brings the keyboard here too. */
   place(at) {
     const [node, offset] = this.#point(at);
     document.getSelection().collapse(node, offset);

@@ -12,7 +12,8 @@ const OWN = "application/x-kosmosg-parts"; // how cut and copied pictures travel
  * @param on.changed Called after each change.
  * @param on.submit Called for Enter.
  * @param on.files Called with files that were pasted.
- * @param on.chosen Called with a picture's number when it is to show its options, or -1.
+ * @param on.chosen Called with a picture's number when it is to show its options, or -1, and with
+ *   "pointer" or "keyboard".
  */
 export class PromptLine {
   #line;
@@ -35,6 +36,8 @@ export class PromptLine {
     root.addEventListener("paste", (event) => this.#paste(event));
     root.addEventListener("click", (event) => this.#click(event));
     document.addEventListener("selectionchange", () => {
+      // Elsewhere it only says that the words were written anew.
+      if (!root.contains(document.activeElement)) return;
       this.#caret = this.#line.selected()?.to ?? this.#caret;
     });
   }
@@ -47,55 +50,50 @@ export class PromptLine {
     return this.#line;
   }
 
-  /** Show another prompt; it can be undone. */
+  /** Show another prompt, which can be undone, with the caret at a place. */
   set(prompt, caret = prompt.text.length) {
-    const at = Math.min(caret, prompt.text.length);
-    for (const picture of prompt.pictures) this.#known.set(picture.key, picture);
-    this.#line.write(prompt, at);
-    this.#caret = at;
-    this.#edits.record({ prompt, caret: at }, "own");
-    this.#on.changed();
+    this.#show(prompt, Math.min(caret, prompt.text.length));
+    this.root.focus();
+    this.#line.place(this.#caret);
   }
 
   /** Put pictures at a place, by default where the caret is or was last. */
   insert(pictures, place = this.#caret) {
     const at = Math.min(place, this.prompt.text.length);
     const put = pieces.withPictures(this.prompt, at, pictures);
-    this.root.focus();
     this.set(put.prompt, put.caret);
   }
 
   remove(number) {
     const at = pieces.placeOf(this.prompt, number);
-    this.root.focus();
     this.set(pieces.removed(this.prompt, number), at);
   }
 
   move(number, direction) {
     const moved = pieces.moved(this.prompt, number, direction);
-    return this.#chip(moved.prompt, moved.number);
+    this.#change(moved.prompt, moved.number);
   }
 
   moveTo(number, place) {
     const moved = pieces.movedTo(this.prompt, number, place);
-    return this.#chip(moved.prompt, moved.number);
+    this.#change(moved.prompt, moved.number);
   }
 
   /** Exchange two pictures; a number that is none changes nothing. */
   swap(one, other) {
-    if (!this.prompt.pictures[other]) return one;
-    return this.#chip(pieces.swapped(this.prompt, one, other), other);
+    if (!this.prompt.pictures[other]) return;
+    this.#change(pieces.swapped(this.prompt, one, other), other);
   }
 
   replace(number, picture) {
     const { weight } = this.prompt.pictures[number];
-    return this.#chip(pieces.replaced(this.prompt, number, { ...picture, weight }), number);
+    this.#change(pieces.replaced(this.prompt, number, { ...picture, weight }), number);
   }
 
   weigh(number, weight) {
     const exact = Math.round(Math.max(0, Math.min(MAX_WEIGHT, weight)) * 10) / 10;
     const picture = { ...this.prompt.pictures[number], weight: exact };
-    return this.#chip(pieces.replaced(this.prompt, number, picture), number);
+    this.#change(pieces.replaced(this.prompt, number, picture), number);
   }
 
   /** Let the keyboard be on a picture. */
@@ -103,11 +101,21 @@ export class PromptLine {
     this.#line.chips()[number]?.focus();
   }
 
-  #chip(prompt, number) {
+  /** Show what became of a picture; the keyboard stays where it is, on the picture or elsewhere. */
+  #change(prompt, number) {
     const hadFocus = this.root.contains(document.activeElement);
-    this.set(prompt, pieces.placeOf(prompt, number) + 1);
-    if (hadFocus) this.focus(number);
-    return number;
+    this.#show(prompt, pieces.placeOf(prompt, number) + 1);
+    if (!hadFocus) return;
+    this.#line.place(this.#caret);
+    this.focus(number);
+  }
+
+  #show(prompt, caret) {
+    for (const picture of prompt.pictures) this.#known.set(picture.key, picture);
+    this.#line.write(prompt);
+    this.#caret = caret;
+    this.#edits.record({ prompt, caret }, "own");
+    this.#on.changed();
   }
 
   // ------------------------------------------------------------------------------ typing
@@ -121,6 +129,7 @@ export class PromptLine {
 
   #before(event) {
     const { inputType } = event;
+    if (event.isComposing) return;
     if (inputType === "insertParagraph" || inputType === "insertLineBreak") {
       event.preventDefault();
       this.#on.submit();
@@ -155,8 +164,9 @@ export class PromptLine {
 
   #goTo(state) {
     if (!state) return;
+    this.#line.write(state.prompt);
     this.root.focus();
-    this.#line.write(state.prompt, state.caret);
+    this.#line.place(state.caret);
     this.#on.changed();
   }
 
@@ -199,7 +209,7 @@ export class PromptLine {
     else if (key === "ArrowUp") this.weigh(number, this.prompt.pictures[number].weight + 0.1);
     else if (key === "ArrowDown") this.weigh(number, this.prompt.pictures[number].weight - 0.1);
     else if (key === "Delete" || key === "Backspace") this.remove(number);
-    else if (key === "Enter" || key === " ") this.#on.chosen(number);
+    else if (key === "Enter" || key === " ") this.#on.chosen(number, "keyboard");
     else if (key === "Escape") this.#leave(number, 1);
     else {
       // A character goes behind the picture, and so does what is pasted.
@@ -219,7 +229,7 @@ export class PromptLine {
     const chip = event.target.closest(".chip");
     const number = chip ? this.#line.numberOf(chip) : -1;
     if (chip) chip.focus();
-    this.#on.chosen(number);
+    this.#on.chosen(number, event.detail ? "pointer" : "keyboard"); // or a screen reader
   }
 
   // --------------------------------------------------------------------------- clipboard
