@@ -8,7 +8,17 @@ import { entryElement, showEvent } from "./entry.js";
 import { EXAMPLES, exampleButton, partsOf } from "./examples.js";
 import { fromLink, toLink } from "./link.js";
 import { pictureOptions } from "./options.js";
-import { ACCEPT, Refusal, fromBase64, readPicture, shown, toDataURL, withKey } from "./pictures.js";
+import {
+  ACCEPT,
+  Refusal,
+  fromBase64,
+  readPicture,
+  roomOf,
+  shown,
+  size,
+  toDataURL,
+  withKey,
+} from "./pictures.js";
 import { PromptLine } from "./prompt.js";
 import { Settings } from "./settings.js";
 
@@ -65,7 +75,7 @@ const options = pictureOptions(at("options"), prompt, (number) => {
 });
 allowDrops(prompt, at("marker"), (files, place) => addFiles(files, place));
 
-const maxBytes = () => model?.kosmosg.max_upload_bytes ?? Infinity;
+const maxBytes = () => roomOf(model?.kosmosg);
 
 /** Read files and put them into the line; whatever is refused is said, the others stay. */
 async function addFiles(files, place = {}) {
@@ -87,11 +97,15 @@ function addPictures(pictures, { at: place, onto } = {}) {
     prompt.replace(onto, pictures[0]);
   } else if (has + pictures.length > most) {
     warn(`A prompt of this model has at most ${most} pictures; this would be ${has + pictures.length}.`);
+  } else if (bytesOf([...prompt.prompt.pictures, ...pictures]) > maxBytes()) {
+    warn(`This server takes ${size(maxBytes())} of pictures at once; that would be more. Make them smaller.`);
   } else {
     prompt.insert(pictures, place);
     say(pictures.length === 1 ? `${pictures[0].name} added` : `${pictures.length} pictures added`);
   }
 }
+
+const bytesOf = (pictures) => pictures.reduce((sum, { blob }) => sum + blob.size, 0);
 
 function restore(parts, values) {
   prompt.set(pieces.fromParts(parts.map((part) => (typeof part === "string" ? part : withKey(part)))));
@@ -288,9 +302,22 @@ async function openLink() {
   });
 }
 
+/** Return the server's model; a server that has just been started needs some seconds for it. */
+async function loaded() {
+  for (;;) {
+    try {
+      return (await models())[0];
+    } catch (error) {
+      if (error.status !== 503) throw error;
+    }
+    at("model").textContent = "loading the model";
+    await new Promise((resolve) => setTimeout(resolve, 1000));
+  }
+}
+
 async function begin() {
   await trying(async () => {
-    [model] = await models();
+    model = await loaded();
     at("model").textContent = model.id;
     settings = new Settings(at("compose"), at("summary"), model.kosmosg);
     await openLink();

@@ -24,6 +24,8 @@ export function entryElement(entry, does) {
   const tiles = isDone
     ? entry.pictures.map((picture, number) => doneTile(entry, picture, number, does))
     : Array.from({ length: entry.settings.n }, waitingTile);
+  const shape = entry.settings.size?.replace("x", " / ") ?? "1";
+  for (const tile of tiles) tile.querySelector("img").style.aspectRatio = shape;
   element.querySelector(".tiles").append(...tiles);
   return element;
 }

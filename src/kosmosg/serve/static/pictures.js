@@ -12,6 +12,10 @@ const KINDS = [
 ];
 export const ACCEPT = KINDS.map(([kind]) => kind).join(",");
 export const MAX_WEIGHT = 4; // as kosmosg.controls has it
+const IN_BASE64 = 0.74; // how much of a request's size its pictures can have
+
+/** Return how many bytes of pictures a server takes in one request. */
+export const roomOf = (limits) => (limits ? Math.floor(limits.max_upload_bytes * IN_BASE64) : Infinity);
 
 let made = 0;
 
@@ -23,7 +27,7 @@ let made = 0;
 export async function readPicture(blob, { name, maxBytes, weight = 1 }) {
   if (blob.size > maxBytes) {
     throw new Refusal(
-      `${name} has ${size(blob.size)}; this server takes ${size(maxBytes)} at most. Make it smaller.`,
+      `${name} has ${size(blob.size)}; this server takes ${size(maxBytes)} of pictures at once. Make it smaller.`,
     );
   }
   const head = String.fromCharCode(...new Uint8Array(await blob.slice(0, 16).arrayBuffer()));

@@ -1,6 +1,6 @@
 // The fields of the settings, as a model allows them.
 
-import { readPicture } from "./pictures.js";
+import { readPicture, roomOf } from "./pictures.js";
 
 const NUMBERS = ["n", "num_inference_steps", "guidance_scale", "image_guidance_scale", "seed"];
 const CHOICES = ["size", "scheduler", "lora", "control"];
@@ -79,7 +79,7 @@ export class Settings {
     const file = this.#form.elements.control_picture.files[0];
     if (!file && this.#control) return this.#control;
     if (!file) return undefined;
-    const maxBytes = this.#limits.max_upload_bytes;
+    const maxBytes = roomOf(this.#limits);
     this.#control = await readPicture(file, { name: file.name, maxBytes });
     return this.#control;
   }
