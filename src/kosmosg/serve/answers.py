@@ -92,3 +92,18 @@ def failure(error: Exception) -> HTTPException:
 def sse(event: str, data: Mapping[str, Any]) -> str:
     """Return one server-sent event."""
     return f"event: {event}\ndata: {json.dumps(data)}\n\n"
+
+
+def invalid(errors: Any) -> HTTPException:  # noqa: ANN401 -- pydantic's list
+    """Return the answer to a body that is not of the schema; it names the field."""
+    first = errors[0]
+    places = [str(place) for place in first["loc"] if place != "body"]
+    where = ".".join(places)[:120] or None
+    message = first["msg"]
+    if first["type"] == "extra_forbidden":
+        message = "unknown field; see /openapi.json for those there are"
+    elif first["type"] == "jsoninvalid":
+        message = "the body is not JSON"
+    return refusal(
+        400, f"{where}: {message}" if where else message, code="invalid_value", param=where
+    )

@@ -1,45 +1,39 @@
 """The app: paths, and what each answers."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator
+from contextlib import aclosing, asynccontextmanager
 from importlib.resources import files
 from pathlib import Path
-from time import time
-from typing import Annotated, Any
+from typing import Any
 
-import anyio
-from fastapi import Depends, FastAPI, HTTPException, Request, Response
+from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import FileResponse, JSONResponse, PlainTextResponse
 from fastapi.staticfiles import StaticFiles
-from pydantic import ValidationError
-from starlette.datastructures import UploadFile
 from starlette.exceptions import HTTPException as PlainHTTPException
 
 from kosmosg import conditions
-from kosmosg.errors import KosmosGError
 from kosmosg.serve import intake, schema
-from kosmosg.serve.answers import RETRY_AFTER_S, error_body, failure, refusal
-from kosmosg.serve.device import Device
+from kosmosg.serve.answers import RETRY_AFTER_S, error_body, invalid, refusal
+from kosmosg.serve.forms import edit_body, read_form
 from kosmosg.serve.gate import Gate
 from kosmosg.serve.keys import Keys
 from kosmosg.serve.limits import Rate, Room
-from kosmosg.serve.listening import Listener, answer, stream
+from kosmosg.serve.listening import CLIENT_LEFT
 from kosmosg.serve.metrics import Metrics
 from kosmosg.serve.schema import (
     ConditionRequest,
-    EditRequest,
     ErrorAnswer,
     GenerationRequest,
     ModelsOut,
     PicturesOut,
 )
-from kosmosg.serve.tasks import Encoded, Task
+from kosmosg.serve.service import Service
+from kosmosg.serve.tasks import Encoded
 from kosmosg.serve.worker import Worker
 
 _STATIC = Path(str(files("kosmosg"))) / "serve" / "static"
-_OPENING = 2  # requests whose pictures are opened at once: one may have 64 million pixels
 _BODIES = 8  # largest bodies in memory at once
 _ERRORS: dict[int | str, dict[str, Any]] = {
     status: {"model": ErrorAnswer, "description": meaning}
@@ -105,7 +99,7 @@ def create_app(
     app.add_exception_handler(RequestValidationError, _on_invalid)
     app.add_exception_handler(Exception, _on_mistake)
     _add_health(app, worker, metrics)
-    _add_api(app, worker, metrics)
+    _add_api(app, Service(worker, metrics))
     if _STATIC.is_dir():
         app.mount("/static", StaticFiles(directory=_STATIC), name="static")
     return app
@@ -143,71 +137,21 @@ def _add_health(app: FastAPI, worker: Worker, metrics: Metrics) -> None:
         return PlainTextResponse(metrics.text(gauges), media_type="text/plain; version=0.0.4")
 
 
-def _add_api(app: FastAPI, worker: Worker, metrics: Metrics) -> None:
-    opening = anyio.CapacityLimiter(_OPENING)
-    name = Path(worker.config.model).resolve().name
-    began = int(time())
-
-    def ready() -> Device:
-        if worker.state != "ready" or worker.device is None:
-            raise _unready(worker)
-        return worker.device
-
-    Ready = Annotated[Device, Depends(ready)]
-
-    async def begin(
-        request: Request,
-        said: Any,  # noqa: ANN401 -- any request of the schema
-        make: Callable[[], Any],
-        device: Device,
-    ) -> tuple[Task, Listener]:
-        """Open and check, then put into the queue."""
-        if said.model not in (None, name):
-            raise refusal(
-                404,
-                f"there is no model {said.model[:80]!r}; this server has {name}",
-                code="model_not_found",
-                param="model",
-            )
-        try:
-            drawn = await anyio.to_thread.run_sync(make, limiter=opening)
-            lora = intake.lora_of(said, device) if isinstance(said, schema.Settings) else None
-        except KosmosGError as error:
-            metrics.count("kosmosg_refused_total", reason="request")
-            raise failure(error) from None
-        listener = Listener(timeout_s=worker.config.timeout_s)
-        task = Task(
-            client=request.state.client,
-            drawing=drawn,
-            lora=lora,
-            partial_images=(getattr(said, "partial_images", 0) or 0),
-            tell=listener.tell,
-        )
-        request.state.log.update(_facts(task))
-        refused = worker.submit(task)
-        if refused is not None:
-            metrics.count("kosmosg_refused_total", reason=refused)
-            raise _unready(worker, full=refused == "full")
-        metrics.count("kosmosg_accepted_total")
-        return task, listener
-
-    async def pictures(
-        request: Request, said: schema.Settings, make: Callable[[], Any], device: Device, kind: str
-    ) -> Any:  # noqa: ANN401 -- a whole answer or a stream
-        task, listener = await begin(request, said, make, device)
-        give = stream if said.stream else answer
-        return await give(request, said, task, listener, worker=worker, metrics=metrics, kind=kind)
-
+def _add_api(app: FastAPI, service: Service) -> None:
     @app.get("/v1/models", tags=["pictures"])
-    async def models(device: Ready) -> ModelsOut:
+    async def models() -> ModelsOut:
         """Name the model, and what may be asked of it."""
-        entry = schema.ModelOut(id=name, created=began, kosmosg=intake.offer(device))
+        device = service.device()
+        entry = schema.ModelOut(
+            id=service.name, created=service.began, kosmosg=intake.offer(device)
+        )
         return ModelsOut(data=[entry])
 
     @app.post("/v1/images/generations", response_model=PicturesOut, tags=["pictures"])
-    async def generations(said: GenerationRequest, request: Request, device: Ready) -> Any:  # noqa: ANN401 -- as above
+    async def generations(said: GenerationRequest, request: Request) -> Any:  # noqa: ANN401 -- as above
         """Draw pictures from words and pictures."""
-        return await pictures(
+        device = service.device()
+        return await service.pictures(
             request, said, lambda: intake.generation(said, device), device, "image_generation"
         )
 
@@ -215,12 +159,13 @@ def _add_api(app: FastAPI, worker: Worker, metrics: Metrics) -> None:
         "/v1/images/edits",
         response_model=PicturesOut,
         tags=["pictures"],
-        openapi_extra={"requestBody": _edit_body()},
+        openapi_extra={"requestBody": edit_body()},
     )
-    async def edits(request: Request, device: Ready) -> Any:  # noqa: ANN401 -- as above
+    async def edits(request: Request) -> Any:  # noqa: ANN401 -- as above
         """Draw pictures from words and uploaded pictures; with a mask, paint on the first."""
-        said, given, mask = await _read_form(request)
-        return await pictures(
+        device = service.device()
+        said, given, mask = await read_form(request)
+        return await service.pictures(
             request, said, lambda: intake.edit(said, given, mask, device), device, "image_edit"
         )
 
@@ -230,89 +175,17 @@ def _add_api(app: FastAPI, worker: Worker, metrics: Metrics) -> None:
         tags=["pictures"],
         responses={200: {"content": {"application/octet-stream": {}}}},
     )
-    async def condition(said: ConditionRequest, request: Request, device: Ready) -> Response:
+    async def condition(said: ConditionRequest, request: Request) -> Response:
         """Return the U-Net's condition of a prompt, as the file that `kosmosg encode` writes."""
-        task, listener = await begin(request, said, lambda: intake.condition(said, device), device)
-        async for event in listener.events(request, task, worker=worker, metrics=metrics):
-            if isinstance(event, Encoded):
-                return Response(conditions.to_bytes(event.condition))
-        return Response(status_code=499)  # nobody listens
-
-
-def _facts(task: Task) -> dict[str, Any]:
-    """Return what may be logged of a request: numbers, no words and no pictures."""
-    prompt = task.drawing.prompt
-    words = sum(len(part) for part in prompt if isinstance(part, str))
-    pictures = sum(not isinstance(part, str) for part in prompt)
-    known = ("width", "height", "num_inference_steps")
-    return {
-        "n": len(task.drawing.seeds),
-        "pictures": pictures,
-        "characters": words,
-        **{name: task.arguments[name] for name in known if name in task.arguments},
-    }
-
-
-def _unready(worker: Worker, *, full: bool = False) -> HTTPException:
-    reason = "the queue is full" if full else f"the server is {worker.state}"
-    return refusal(
-        503,
-        f"{reason}; try again later",
-        code="overloaded" if full else "not_ready",
-        headers={"retry-after": str(RETRY_AFTER_S)},
-    )
-
-
-async def _read_form(request: Request) -> tuple[EditRequest, list[bytes], bytes | None]:
-    """Return the fields, pictures and mask of a form.
-
-    Raises:
-        HTTPException: If it is none, or a field is wrong.
-    """
-    if not request.headers.get("content-type", "").startswith("multipart/form-data"):
-        raise refusal(400, "send a form (multipart/form-data)", code="invalid_value")
-    most = schema.MAX_EDIT_PICTURES
-    try:
-        form = await request.form(max_files=most + 1, max_fields=64, max_part_size=2**20)
-    except PlainHTTPException as error:
-        if isinstance(error.detail, dict):
-            raise  # the gate's own: too large, too slow
-        raise refusal(
-            400, f"the form cannot be read: {error.detail}", code="invalid_value"
-        ) from None
-    files: dict[str, list[bytes]] = {"image": [], "mask": []}
-    texts: list[tuple[str, str]] = []
-    try:
-        for name, value in form.multi_items():
-            if not isinstance(value, UploadFile):
-                texts.append((name, value))
-            elif name.removesuffix("[]") in files:
-                files[name.removesuffix("[]")].append(await value.read())
-            else:
-                raise refusal(
-                    400, f"{name[:80]!r} is a file; image[] and mask are", code="invalid_value"
-                )
-    finally:
-        await form.close()
-    if len(files["mask"]) > 1:
-        raise refusal(400, "there are several masks; give one", code="invalid_value", param="mask")
-    try:
-        said = EditRequest.model_validate(schema.form_fields(texts))
-    except ValidationError as error:
-        raise _invalid(error.errors()) from None
-    except ValueError as error:
-        raise refusal(400, str(error), code="invalid_value") from None
-    return said, files["image"], next(iter(files["mask"]), None)
-
-
-def _edit_body() -> dict[str, Any]:
-    """Return what OpenAPI says of the form of an edit."""
-    fields = EditRequest.model_json_schema()
-    file = {"type": "string", "format": "binary"}
-    several = {"type": "array", "items": file, "maxItems": schema.MAX_EDIT_PICTURES}
-    own = {"image": file, "image[]": several, "mask": file}
-    whole = fields | {"properties": own | fields["properties"]}
-    return {"required": True, "content": {"multipart/form-data": {"schema": whole}}}
+        device = service.device()
+        task, listener = await service.begin(
+            request, said, lambda: intake.condition(said, device), device
+        )
+        async with aclosing(listener.events(request, task)) as events:
+            async for event in events:
+                if isinstance(event, Encoded):
+                    return Response(conditions.to_bytes(event.condition))
+        return Response(status_code=CLIENT_LEFT)
 
 
 async def _on_refusal(_: Request, error: Exception) -> Response:
@@ -326,24 +199,9 @@ async def _on_refusal(_: Request, error: Exception) -> Response:
 
 async def _on_invalid(request: Request, error: Exception) -> Response:
     assert isinstance(error, RequestValidationError)
-    return await _on_refusal(request, _invalid(error.errors()))
+    return await _on_refusal(request, invalid(error.errors()))
 
 
-async def _on_mistake(_: Request, error: Exception) -> Response:
+async def _on_mistake(_: Request, __: Exception) -> Response:
     body = error_body("the server made a mistake", status=500, code="internal_error")
     return JSONResponse(body, 500)
-
-
-def _invalid(errors: Any) -> HTTPException:  # noqa: ANN401 -- pydantic's list
-    """Return the answer to a body that is not of the schema; it names the field."""
-    first = errors[0]
-    places = [str(place) for place in first["loc"] if place != "body"]
-    where = ".".join(places)[:120] or None
-    message = first["msg"]
-    if first["type"] == "extra_forbidden":
-        message = "unknown field; see /openapi.json for those there are"
-    elif first["type"] == "json_invalid":
-        message = "the body is not JSON"
-    return refusal(
-        400, f"{where}: {message}" if where else message, code="invalid_value", param=where
-    )

@@ -1,15 +1,14 @@
 """A model on its device: loading it, what a picture takes of its memory, LoRA and ControlNets."""
 
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from kosmosg import drawing, memory
-from kosmosg.canvas import Canvas, fit, paint
-from kosmosg.controlnet import load_controlnet
 from kosmosg.pipeline import KosmosGPipeline
 from kosmosg.serve.batch import num_rows
 from kosmosg.serve.tasks import ServeConfig, Slot, Task
@@ -37,10 +36,11 @@ class Device:
         self.pipe.set_progress_bar_config(disable=True)
         for name, file in config.loras.items():
             self.pipe.load_lora_weights(file.path, adapter_name=name)
-        self.controlnets = {
-            name: load_controlnet(file.path.parent, self.pipe)
-            for name, file in config.controlnets.items()
-        }
+        self.controlnets: dict[str, Any] = {}
+        for name, file in config.controlnets.items():
+            from kosmosg.controlnet import load_controlnet
+
+            self.controlnets[name] = load_controlnet(file.path.parent, self.pipe)
         self._lora: tuple[str, float] | None = None
         if config.loras:
             self.pipe.disable_lora()
@@ -87,6 +87,12 @@ class Device:
         Raises:
             KosmosGError: If the canvas and the settings do not go together.
         """
+        from kosmosg.canvas import (
+            Canvas,
+            fit,
+            paint,
+        )  # five pipelines of diffusers: a second of the start
+
         arguments, condition = slot.task.arguments, slot.task.condition
         assert condition is not None
         size = (arguments["width"], arguments["height"])
@@ -153,7 +159,6 @@ class Held(TorchDispatchMode):
     def __init__(self) -> None:
         super().__init__()
         self.now = self.most = 0
-        self._seen: set[int] = set()
 
     def __torch_dispatch__(
         self,
@@ -165,23 +170,23 @@ class Held(TorchDispatchMode):
         """Run an operation and note what it made."""
         del types
         made = func(*args, **(kwargs or {}))
-        for tensor in made if isinstance(made, tuple | list) else (made,):
-            if isinstance(tensor, torch.Tensor):
-                self._note(tensor.untyped_storage())
+        given = {storage._cdata for storage in _storages((args, kwargs))}
+        for storage in _storages(made):
+            if storage._cdata not in given:  # else a view of it, or written into
+                given.add(storage._cdata)
+                self.now += storage.nbytes()
+                weakref.finalize(storage, self._drop, storage.nbytes())
+        self.most = max(self.most, self.now)
         return made
 
-    def _note(self, storage: torch.UntypedStorage) -> None:
-        key, size = storage._cdata, storage.nbytes()
-        if key in self._seen:
-            return  # a view, or what was written into
-        self._seen.add(key)
-        self.now += size
-        self.most = max(self.most, self.now)
-        weakref.finalize(storage, self._drop, key, size)
-
-    def _drop(self, key: int, size: int) -> None:
-        self._seen.discard(key)
+    def _drop(self, size: int) -> None:
         self.now -= size
+
+
+def _storages(values: object) -> Iterator[torch.UntypedStorage]:
+    for value in tree_leaves(values):
+        if isinstance(value, torch.Tensor):
+            yield value.untyped_storage()
 
 
 def _room(device: torch.device) -> int:

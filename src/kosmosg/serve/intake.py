@@ -11,7 +11,6 @@ from typing import Any
 from PIL import Image
 
 from kosmosg import drawing, samplers, sequence
-from kosmosg.canvas import fit, fit_mask
 from kosmosg.drawing import Drawing
 from kosmosg.errors import ConfigError, PromptError
 from kosmosg.images import clip_pixels, open_image, open_mask
@@ -24,6 +23,7 @@ from kosmosg.serve.schema import (
     MAX_EDIT_PICTURES,
     MAX_N,
     ConditionRequest,
+    Control,
     EditRequest,
     GenerationRequest,
     ImagePart,
@@ -48,13 +48,7 @@ def generation(request: GenerationRequest, device: Device) -> Drawing:
     if any(weight != 1.0 for weight in weights):
         arguments["picture_weights"] = [weights]
     if request.control is not None:
-        file = device.config.controlnets.get(request.control.name)
-        if file is None:
-            raise _unknown("control", request.control.name, device.config.controlnets)
-        image = fit(open_image(_bytes_of(request.control.image)), _size(arguments))
-        sha256 = hashlib.sha256(_bytes_of(request.control.image)).hexdigest()
-        arguments["controlnets"] = [file]
-        arguments["control_images"] = [Picture(path=Path("control"), image=image, sha256=sha256)]
+        arguments |= _control(request.control, _size(arguments), device)
     return _checked(Drawing(prompt=parts, seeds=_seeds(request), arguments=arguments), device)
 
 
@@ -219,7 +213,21 @@ def _bytes_of(url: str) -> bytes:
         raise PromptError(f"a picture's base64 is damaged ({error}); encode it again") from None
 
 
+def _control(control: Control, size: tuple[int, int], device: Device) -> dict[str, Any]:
+    from kosmosg.canvas import fit  # five pipelines of diffusers: a second of the start
+
+    file = device.config.controlnets.get(control.name)
+    if file is None:
+        raise _unknown("control", control.name, device.config.controlnets)
+    data = _bytes_of(control.image)
+    image, sha256 = fit(open_image(data), size), hashlib.sha256(data).hexdigest()
+    picture = Picture(path=Path("control"), image=image, sha256=sha256)
+    return {"controlnets": [file], "control_images": [picture]}
+
+
 def _canvas(picture: bytes, mask: bytes, size: tuple[int, int]) -> dict[str, Any]:
+    from kosmosg.canvas import fit, fit_mask  # five pipelines of diffusers: a second of the start
+
     image, marked = open_image(picture), open_mask(mask)
     if image.size != marked.size:
         raise ConfigError(
@@ -248,12 +256,12 @@ def _checked(drawn: Drawing, device: Device) -> Drawing:
     _check_prompt(drawn.prompt, settings["negative_prompt"], device)
     check_room(drawn.prompt, settings)
     drawing.check(device.pipe, drawn)
-    if "init_image" in settings or "controlnets" in settings:
-        if any(side % _CANVAS_GRID for side in _size(settings)):
-            raise ConfigError(
-                f"size is {settings['width']}x{settings['height']}; with a mask or a control give "
-                f"multiples of {_CANVAS_GRID}"
-            )
+    on_canvas = "init_image" in settings or "controlnets" in settings
+    if on_canvas and any(side % _CANVAS_GRID for side in _size(settings)):
+        raise ConfigError(
+            f"size is {settings['width']}x{settings['height']}; with a mask or a control give "
+            f"multiples of {_CANVAS_GRID}"
+        )
     return drawn
 
 

@@ -1,13 +1,14 @@
 """From the device thread to one client: events in order, a whole answer or a stream of them."""
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import aclosing
 from functools import partial
 from time import time
 from typing import Any
 
 import anyio
-from fastapi import Request
+from fastapi import HTTPException, Request
 from fastapi.responses import JSONResponse, Response, StreamingResponse
 
 from kosmosg.serve.answers import base64_of, failure, file_of, preview_file, refusal, sse
@@ -30,26 +31,27 @@ CLIENT_LEFT = 499  # as nginx logs it; nobody reads it
 
 
 class Listener:
-    """Hears on the event loop what the device thread tells.
+    """Hears on the event loop what the device thread tells of one task.
 
     Args:
-        timeout_s: From now to the task's end.
+        worker: Whose task; its time-out begins now.
+        metrics: Counts how tasks end.
     """
 
-    def __init__(self, timeout_s: float) -> None:
+    def __init__(self, worker: Worker, metrics: Metrics) -> None:
+        self.worker = worker
+        self.metrics = metrics
         self._loop = asyncio.get_running_loop()
         self._events: asyncio.Queue[Event] = asyncio.Queue()
-        self._timeout_s = timeout_s
-        self._deadline = self._loop.time() + timeout_s
+        self._timeout_s = worker.config.timeout_s
+        self._deadline = self._loop.time() + self._timeout_s
 
     def tell(self, event: Event) -> None:
         """Take an event, on any thread."""
         if not self._loop.is_closed():
             self._loop.call_soon_threadsafe(self._events.put_nowait, event)
 
-    async def events(
-        self, request: Request, task: Task, *, worker: Worker, metrics: Metrics
-    ) -> AsyncIterator[Event | None]:
+    async def events(self, request: Request, task: Task) -> AsyncGenerator[Event | None]:
         """Give what happens until the task's end or the client's leaving; None: nothing for long.
 
         However it ends, the task is given up with it.
@@ -79,8 +81,8 @@ class Listener:
             ) from None
         finally:
             gone.cancel()
-            worker.leave(task)
-            metrics.count(f"kosmosg_{outcome}_total")
+            self.worker.leave(task)
+            self.metrics.count(f"kosmosg_{outcome}_total")
 
     async def _next(self, gone: asyncio.Future[None]) -> Event | None:
         getting = asyncio.ensure_future(self._events.get())
@@ -100,23 +102,17 @@ class Listener:
             getting.cancel()
 
 
-async def answer(
-    request: Request,
-    said: Settings,
-    task: Task,
-    listener: Listener,
-    *,
-    worker: Worker,
-    metrics: Metrics,
-    kind: str,
-) -> Response:
-    """Return all pictures in one answer."""
-    del kind
+async def answer(request: Request, said: Settings, task: Task, listener: Listener) -> Response:
+    """Return all pictures in one answer.
+
+    Raises:
+        HTTPException: If drawing failed or took too long.
+    """
     done: dict[int, PictureOut] = {}
-    async for event in listener.events(request, task, worker=worker, metrics=metrics):
-        if isinstance(event, Finished):
-            done[event.index] = await _picture(said, task, event, worker)
-            metrics.count("kosmosg_pictures_total")
+    async with aclosing(listener.events(request, task)) as events:
+        async for event in events:
+            if isinstance(event, Finished):
+                done[event.index] = await _picture(said, task, event, listener)
     if len(done) < len(task.drawing.seeds):
         return Response(status_code=CLIENT_LEFT)
     whole = PicturesOut(
@@ -128,14 +124,12 @@ async def answer(
     return JSONResponse(whole.model_dump())
 
 
-async def stream(
+def stream(
     request: Request,
     said: Settings,
     task: Task,
     listener: Listener,
     *,
-    worker: Worker,
-    metrics: Metrics,
     kind: str,
 ) -> Response:
     """Return a stream of events: OpenAI's for pictures, ours for place and progress.
@@ -143,78 +137,55 @@ async def stream(
     Args:
         kind: What OpenAI's events are named after.
     """
-    events = _lines(request, said, task, listener, worker=worker, metrics=metrics, kind=kind)
+    events = _lines(request, said, task, listener, kind=kind)
     return StreamingResponse(
         events, media_type="text/event-stream", headers={"x-accel-buffering": "no"}
     )
 
 
 async def _lines(
-    request: Request,
-    said: Settings,
-    task: Task,
-    listener: Listener,
-    *,
-    worker: Worker,
-    metrics: Metrics,
-    kind: str,
+    request: Request, said: Settings, task: Task, listener: Listener, *, kind: str
 ) -> AsyncIterator[str]:
-    from fastapi import HTTPException
-
+    form = said.output_format or "png"
     about = {
         "size": _size(task),
-        "output_format": said.output_format or "png",
+        "output_format": form,
         "background": "opaque",
         "quality": "auto",
     }
-    form = said.output_format or "png"
     try:
-        async for event in listener.events(request, task, worker=worker, metrics=metrics):
-            match event:
-                case None:
-                    yield ": still here\n\n"
-                case Queued(position=position):
-                    yield sse("kosmosg.queued", {"type": "kosmosg.queued", "position": position})
-                case Progress(step=step, steps=steps):
-                    said_so = {"type": "kosmosg.progress", "step": step, "steps": steps}
-                    yield sse("kosmosg.progress", said_so)
-                case Preview(index=index, number=number, image=image):
-                    data = await anyio.to_thread.run_sync(partial(preview_file, image, form))
-                    name = f"{kind}.partial_image"
-                    yield sse(
-                        name,
-                        {
-                            "type": name,
-                            "b64_json": base64_of(data),
-                            "partial_image_index": number,
-                            "index": index,
-                            "created_at": int(time()),
-                            **about,
-                        },
-                    )
-                case Finished():
-                    picture = await _picture(said, task, event, worker)
-                    metrics.count("kosmosg_pictures_total")
-                    name = f"{kind}.completed"
-                    yield sse(
-                        name,
-                        {
-                            "type": name,
-                            **picture.model_dump(),
-                            "index": event.index,
-                            "created_at": int(time()),
-                            **about,
-                        },
-                    )
-                case _:
-                    pass
+        async with aclosing(listener.events(request, task)) as events:
+            async for event in events:
+                match event:
+                    case None:
+                        yield ": still here\n\n"
+                    case Queued(position=position):
+                        yield _sse("kosmosg.queued", position=position)
+                    case Progress(step=step, steps=steps):
+                        yield _sse("kosmosg.progress", step=step, steps=steps)
+                    case Preview(index=index, number=number, image=image):
+                        data = await anyio.to_thread.run_sync(partial(preview_file, image, form))
+                        place = {"index": index, "partial_image_index": number}
+                        yield _sse(
+                            f"{kind}.partial_image", b64_json=base64_of(data), **place, **about
+                        )
+                    case Finished(index=index):
+                        picture = await _picture(said, task, event, listener)
+                        shown = picture.model_dump()
+                        yield _sse(f"{kind}.completed", index=index, **shown, **about)
+                    case _:
+                        pass
     except HTTPException as error:
         detail: Any = error.detail
         yield sse("error", detail)
 
 
-async def _picture(said: Settings, task: Task, event: Finished, worker: Worker) -> PictureOut:
-    device = worker.device
+def _sse(kind: str, **data: object) -> str:
+    return sse(kind, {"type": kind, "created_at": int(time()), **data})
+
+
+async def _picture(said: Settings, task: Task, event: Finished, listener: Listener) -> PictureOut:
+    device = listener.worker.device
     assert device is not None  # it has drawn
     make = partial(
         file_of,
@@ -227,6 +198,7 @@ async def _picture(said: Settings, task: Task, event: Finished, worker: Worker) 
         lora=task.lora,
     )
     data = await anyio.to_thread.run_sync(make)
+    listener.metrics.count("kosmosg_pictures_total")
     return PictureOut(b64_json=base64_of(data), seed=task.drawing.seeds[event.index])
 
 

@@ -11,7 +11,6 @@ from types import FrameType
 
 import uvicorn
 
-from kosmosg.controlnet import weights_of
 from kosmosg.errors import ConfigError, KosmosGError
 from kosmosg.hashes import of_file
 from kosmosg.lora import check_path
@@ -54,8 +53,8 @@ def run(
         )
     )
 
-    def on_signal(number: int, frame: FrameType | None) -> None:
-        del number, frame
+    def on_signal(sig: int, frame: FrameType | None) -> None:
+        del sig, frame
         if worker.state in ("draining", "stopped"):
             server.force_exit = True
             _stop(server)
@@ -93,6 +92,8 @@ def files_of(option: str, given: Sequence[str]) -> dict[str, File]:
             raise ConfigError(f"{option} is {one!r}; give NAME=PATH, each name once")
         file = Path(path)
         if option == "--controlnet":
+            from kosmosg.controlnet import weights_of  # seconds of diffusers
+
             file = weights_of(path)
         else:
             check_path(file)
