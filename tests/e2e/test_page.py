@@ -3,7 +3,6 @@
 import hashlib
 import re
 import time
-import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -11,20 +10,33 @@ from typing import TYPE_CHECKING
 import pytest
 from PIL import Image
 
-from kosmosg.note import Note, read_png
-from toys.pageside import CHIPS, KEY, add, drop, prompt_of, served, set_field, write
+from toys.pageside import (
+    CHIPS,
+    KEY,
+    adapters,
+    add,
+    download,
+    drop,
+    made,
+    opened,
+    prompt_of,
+    running,
+    served,
+    set_field,
+    write,
+)
 
 if TYPE_CHECKING:
-    from playwright.sync_api import Browser, BrowserContext, ConsoleMessage, Locator, Page
+    from playwright.sync_api import Browser, BrowserContext, Page
 
 pytestmark = pytest.mark.timeout(300)
-KNOWN = f"sessionStorage.setItem('kosmosg-key', '{KEY}')"
 
 
 @pytest.fixture(scope="module")
 def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """Return where the server is; it takes 1 MiB at once."""
-    with served(tmp_path_factory.mktemp("serve"), "--max-upload", "1") as address:
+    """Return where the server is; it takes 1 MiB at once, and has a LoRA and a ControlNet."""
+    folder = tmp_path_factory.mktemp("serve")
+    with served(folder, "--max-upload", "1", *adapters(folder)) as address:
         yield address
 
 
@@ -35,28 +47,6 @@ def context(browser: "Browser") -> "Iterator[BrowserContext]":
     made.set_default_timeout(20_000)
     yield made
     made.close()
-
-
-def opened(context: "BrowserContext", address: str, said: list[str] | None = None) -> "Page":
-    """Return the page in a tab that knows the key."""
-    page = context.new_page()
-    page.add_init_script(KNOWN)
-    page.on("pageerror", lambda error: said is None or said.append(str(error)))
-    page.on("console", lambda told: said is None or _is_refusal(told) or said.append(told.text))
-    page.on("request", lambda asked: said is None or _is_own(asked.url) or said.append(asked.url))
-    page.goto(address)
-    page.get_by_text("nano", exact=True).wait_for()
-    return page
-
-
-def _is_own(url: str) -> bool:
-    return url.startswith(("http://127.0.0.1:", "blob:", "data:"))
-
-
-def _is_refusal(told: "ConsoleMessage") -> bool:
-    """Return whether it is the browser's line about an answer that is no success."""
-    said = "Failed to load resource: the server responded with a status of "
-    return told.text.startswith((said + "4", said + "503"))
 
 
 @pytest.fixture
@@ -71,29 +61,6 @@ def page(context: "BrowserContext", address: str) -> "Iterator[Page]":
 def creatures(repository: Path) -> list[Path]:
     folder = repository / "src/kosmosg/serve/static/pictures"
     return [folder / "star.png", folder / "crowned.png"]
-
-
-def made(page: "Page") -> "Locator":
-    """Return the newest entry, once it is done."""
-    entry = page.locator(".entry").first
-    entry.get_by_role("button", name="Edit prompt").wait_for()
-    return entry
-
-
-def download(page: "Page", tile: "Locator", folder: Path) -> tuple[Image.Image, Note]:
-    with page.expect_download() as waiting:
-        tile.get_by_role("link", name="Download").click()
-    path = folder / waiting.value.suggested_filename
-    waiting.value.save_as(path)
-    return read_png(path)
-
-
-def running(address: str) -> int:
-    """Return how many pictures the server is drawing."""
-    asked = urllib.request.Request(address + "metrics", headers={"Authorization": f"Bearer {KEY}"})
-    with urllib.request.urlopen(asked) as answer:
-        text = answer.read().decode()
-    return int(re.search(r"^kosmosg_running_pictures (\d+)", text, re.MULTILINE)[1])
 
 
 def test_pictures_dropped_between_words_are_drawn_as_they_stand(
@@ -170,7 +137,12 @@ def test_history_stays_and_can_be_removed(page: "Page") -> None:
     entry = made(page)
     assert entry.get_attribute("aria-label") == "a creature [picture 1] at night"
     assert entry.locator(".tile img").evaluate(source) == size
-    assert entry.locator(".tile img").evaluate("image => image.decode().then(() => image.naturalWidth)") == 64
+    assert (
+        entry.locator(".tile img").evaluate(
+            "image => image.decode().then(() => image.naturalWidth)"
+        )
+        == 64
+    )
     entry.get_by_role("button", name="Edit prompt").click()
     assert prompt_of(page) == ["a creature", "[Picture 1 of 1: diamond.png]", "at night"]
     entry.get_by_role("button", name="Remove").click()
@@ -310,7 +282,7 @@ def test_words_are_plain_and_input_methods_keep_their_keys(page: "Page") -> None
 
 
 def test_a_link_restores_a_prompt(
-    page: "Page", browser: "Browser", address: str, creatures: list[Path], tmp_path: Path
+    page: "Page", browser: "Browser", creatures: list[Path], tmp_path: Path
 ) -> None:
     write(page, "a creature ")
     add(page, creatures[1])
@@ -352,6 +324,32 @@ def test_the_key_is_asked_for_where_it_is_needed(context: "BrowserContext", addr
     page.keyboard.press("Enter")
     page.get_by_text("nano", exact=True).wait_for()
     assert not field.is_visible()
+
+
+def test_lora_and_control_are_offered(page: "Page", creatures: list[Path], tmp_path: Path) -> None:
+    write(page, "a creature in the snow")
+    set_field(page, "num_inference_steps", 2)
+    set_field(page, "lora", "style")
+    picture = page.get_by_label("Control picture")
+    assert not picture.is_visible()
+    set_field(page, "control", "edges")
+    page.keyboard.press("Escape")
+    page.get_by_role("button", name="Generate").click()
+    page.get_by_role("alert").get_by_text("Control edges needs a picture").wait_for()
+    picture.set_input_files(creatures[0])
+    page.get_by_role("button", name="Generate").click()
+    entry = made(page)
+    assert "LoRA style · control edges" in entry.inner_text()
+    drawn, note = download(page, entry.locator(".tile"), tmp_path)
+    assert note.load["loras"][0]["file"]["file"] == "style.safetensors"
+    control = note.arguments["controlnets"][0]
+    assert control["image"]["sha256"] == hashlib.sha256(creatures[0].read_bytes()).hexdigest()
+    # What is kept is enough to draw it again.
+    page.reload()
+    made(page).get_by_role("button", name="Replay").click()
+    page.locator(".entry").nth(1).wait_for()
+    again, _ = download(page, made(page).locator(".tile"), tmp_path)
+    assert again.tobytes() == drawn.tobytes()
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])

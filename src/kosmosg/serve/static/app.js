@@ -2,11 +2,12 @@
 
 import * as history from "./history.js";
 import * as pieces from "./pieces.js";
-import { ServerError, generate, models, setKey } from "./client.js";
+import { generate, models, setKey } from "./client.js";
 import { allowDrops } from "./drag.js";
 import { entryElement, showEvent } from "./entry.js";
 import { EXAMPLES, exampleButton, partsOf } from "./examples.js";
 import { fromLink, toLink } from "./link.js";
+import { say, tellBy, trying, warn } from "./messages.js";
 import { pictureOptions } from "./options.js";
 import {
   ACCEPT,
@@ -25,37 +26,13 @@ import { Settings } from "./settings.js";
 const at = (id) => document.getElementById(id);
 let model; // the first of the server's, with its limits under `kosmosg`
 let settings;
+let lastId = 0; // of an entry: the time, but no two the same
 let replacing = -1; // the picture in whose place the next chosen file goes
 
-// ------------------------------------------------------------------------------- messages
-
-/** Say something to people who hear the page; those who see it see it happen. */
-function say(words) {
-  at("status").textContent = words;
-}
-
-function warn(words) {
-  at("alert").firstElementChild.textContent = words;
-  at("alert").hidden = !words;
-}
-
-/** Run what may be refused; the refusal is shown, any other error is ours. */
-async function trying(act) {
-  warn("");
-  try {
-    return await act();
-  } catch (error) {
-    if (!(error instanceof Refusal || error instanceof ServerError)) throw error;
-    warn(error.message);
-    if (error.status === 401) askForKey();
-    return undefined;
-  }
-}
-
-function askForKey() {
+tellBy(at("status"), at("alert"), () => {
   at("key").hidden = false;
   at("key-field").focus();
-}
+});
 
 // --------------------------------------------------------------------------------- prompt
 
@@ -128,19 +105,19 @@ async function draw(parts, values) {
   at("made").prepend(element);
   say("Sent");
   const begun = performance.now();
-  let state = "cancelled";
+  let seconds; // of what came whole
   try {
     for await (const event of generate(parts, request, leaving.signal)) {
       if (event.type === "image_generation.completed") entry.pictures.push(pictureOf(event));
       showEvent(element, event, entry);
     }
-    state = "done";
+    seconds = (performance.now() - begun) / 1000;
+    say(entry.pictures.length === 1 ? "Done: 1 picture" : `Done: ${entry.pictures.length} pictures`);
   } catch (error) {
     if (error.name !== "AbortError") throw error;
+    say("Cancelled");
   } finally {
-    const seconds = (performance.now() - begun) / 1000;
-    await finish(entry, element, state === "done" ? seconds : undefined);
-    say(state === "done" ? `Done: ${entry.pictures.length} pictures` : "Cancelled");
+    await finish(entry, element, seconds);
   }
 }
 
@@ -151,7 +128,8 @@ const pictureOf = (event) => ({
 
 /** Put what came in the place of what was being drawn, and keep it. */
 async function finish(entry, element, seconds) {
-  const done = { ...entry, id: Date.now(), seconds };
+  lastId = Math.max(Date.now(), lastId + 1);
+  const done = { ...entry, id: lastId, seconds };
   if (done.pictures.length) {
     element.replaceWith(entryElement(done, does));
     await history.keep(forKeeping(done)).catch(() => warn("This browser keeps no history here."));
@@ -179,7 +157,7 @@ const does = {
   },
   link: (entry) => copyLink(entry.parts, entry.settings),
   forget: async (entry, element) => {
-    await history.forget(entry.id);
+    await history.forget(entry.id).catch(() => {}); // where none is kept
     element.remove();
     showWhetherEmpty();
     at("made-title").focus();
@@ -254,7 +232,7 @@ at("alert").querySelector("button").addEventListener("click", () => {
 });
 at("forget-all").addEventListener("click", async () => {
   if (!confirm("Remove all pictures from this browser's history?")) return;
-  await history.forgetAll();
+  await history.forgetAll().catch(() => {});
   for (const element of at("made").querySelectorAll(".entry")) {
     if (element.querySelector(".going").hidden) element.remove();
   }

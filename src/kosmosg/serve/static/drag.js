@@ -58,9 +58,11 @@ export function allowDrops(prompt, marker, onFiles) {
   /** Return the place under the pointer: on a picture, between two words, or nowhere. */
   function placeUnder({ clientX: x, clientY: y, target }) {
     if (!root.contains(target)) return {};
-    const number = line.numberOf(target.closest(".chip"));
+    const element = target instanceof Element ? target : target.parentElement; // Firefox: a text
+    const chip = element.closest(".chip");
+    const number = line.numberOf(chip);
     if (number >= 0) {
-      const box = target.closest(".chip").getBoundingClientRect();
+      const box = chip.getBoundingClientRect();
       const part = (x - box.left) / box.width;
       if (part > 0.25 && part < 0.75 && number !== dragged) return { onto: number };
       return { at: pieces.placeOf(prompt.prompt, number) + (part < 0.5 ? 0 : 1) };
