@@ -109,7 +109,8 @@ def running(address: str) -> int:
     asked = urllib.request.Request(address + "metrics", headers={"Authorization": f"Bearer {KEY}"})
     with urllib.request.urlopen(asked) as answer:
         text = answer.read().decode()
-    return int(re.search(r"^kosmosg_running_pictures (\d+)", text, re.MULTILINE)[1])
+    found = re.findall(r"^kosmosg_running_pictures (\d+)", text, re.MULTILINE)
+    return int(found[0])
 
 
 def prompt_of(page: "Page") -> list[str]:
