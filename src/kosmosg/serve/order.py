@@ -65,6 +65,9 @@ class FairQueue:
             self._waiting[client] = rest
             return
         self._waiting.pop(client, None)
+        if not self._waiting:  # all are equal again
+            self._had.clear()
+            self._now = 0.0
         # Whoever has had no more than the others begins where they are, remembered or not.
         gone = [one for one, had in self._had.items() if had <= self._now]
         for one in gone:

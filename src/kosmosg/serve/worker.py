@@ -58,11 +58,16 @@ class Worker:
         self._running: list[Running] = []
         self._busy = 0  # pictures between queue and end
         self._changed = threading.Condition()
+        self._loaded = threading.Event()
         self._thread = threading.Thread(target=self._run, name="device", daemon=True)
 
     def start(self) -> None:
         """Begin to load the model, and then to draw."""
         self._thread.start()
+
+    def wait_until_loaded(self) -> None:
+        """Wait until the model is loaded, or could not be."""
+        self._loaded.wait()
 
     def submit(self, task: Task) -> Refused | None:
         """Put a task into the queue, or return why not."""
@@ -106,11 +111,13 @@ class Worker:
                 self.device = device
                 if self.state == "loading":
                     self.state = "ready"
+            self._loaded.set()
             while self._turn(device):
                 pass
             self.state = "stopped"
         except BaseException as error:  # noqa: BLE001 -- the thread's last words
             self.failure, self.state = error, "failed"
+            self._loaded.set()
             if not isinstance(error, KosmosGError):
                 _log.exception("the device thread ended")
             for one in self._running:
