@@ -1,4 +1,5 @@
-// Prompts that run with one click. The creatures were drawn by kosmosg.toyworld.
+// Prompts that run with one click. The creatures are the toy world's, by `creature` of
+// examples/demo.py: combinations that no stage of nano's training has seen.
 
 import { readPicture } from "./pictures.js";
 
