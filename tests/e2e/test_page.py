@@ -299,6 +299,7 @@ def test_a_link_restores_a_prompt(
     assert prompt_of(other) == prompt_of(page)
     assert other.locator("[name=num_inference_steps]").input_value() == "7"
     assert other.locator("[name=negative_prompt]").input_value() == "a hat"
+    assert other.locator("[name=seeding]").input_value() == "random"
     assert other.locator(".entry").count() == 0  # nothing is drawn unasked
     assert "#" not in other.url
     other.goto(link[:-40])

@@ -124,12 +124,14 @@ async function draw(parts, values) {
 const pictureOf = (event) => ({
   blob: fromBase64(event.b64_json, `image/${event.output_format ?? "png"}`),
   seed: event.seed,
+  index: event.index,
 });
 
 /** Put what came in the place of what was being drawn, and keep it. */
 async function finish(entry, element, seconds) {
   lastId = Math.max(Date.now(), lastId + 1);
-  const done = { ...entry, id: lastId, seconds };
+  const pictures = entry.pictures.toSorted((one, other) => one.index - other.index);
+  const done = { ...entry, id: lastId, pictures, seconds };
   if (done.pictures.length) {
     element.replaceWith(entryElement(done, does));
     await history.keep(forKeeping(done)).catch(() => warn("This browser keeps no history here."));
@@ -220,7 +222,11 @@ at("files").addEventListener("change", async () => {
   await addFiles(files, replacing >= 0 ? { onto: replacing } : {});
 });
 at("link").addEventListener("click", () =>
-  trying(async () => copyLink(pieces.toParts(prompt.prompt), await settings.read())),
+  trying(async () => {
+    const { seed, ...values } = await settings.read();
+    const isFixed = at("compose").elements.seeding.value === "fixed";
+    await copyLink(pieces.toParts(prompt.prompt), isFixed ? { seed, ...values } : values);
+  }),
 );
 at("clear").addEventListener("click", () => {
   prompt.set(pieces.EMPTY);

@@ -19,7 +19,7 @@ export function say(words) {
   quiet.textContent = words;
 }
 
-/** Show what went wrong; nothing takes it away. */
+/** Show what went wrong, until something else is tried. */
 export function warn(words) {
   loud.firstElementChild.textContent = words;
   loud.hidden = !words;
