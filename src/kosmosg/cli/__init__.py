@@ -26,6 +26,7 @@ from kosmosg.cli import (
     generate,
     replay,
     runs,
+    serve,
     tools,
     train,
     verify,
@@ -43,7 +44,7 @@ app = typer.Typer(
 )
 for _noun in (
     *(generate, replay, encode, caption, convert, tools, verify),
-    *(construct, train, runs, evaluate, data),
+    *(construct, train, runs, evaluate, data, serve),
 ):
     app.add_typer(_noun.app)
 
