@@ -14,14 +14,13 @@ from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from kosmosg.serve.answers import refusal
-from kosmosg.serve.keys import Keys
+from kosmosg.serve.keys import LOOPBACK, Keys, is_loopback
 from kosmosg.serve.limits import Rate, Room
 from kosmosg.serve.metrics import Metrics
 
 _log = logging.getLogger("kosmosg.serve")
 BODY_SECONDS = 60.0
 OPEN_PATHS = ("/", "/healthz", "/readyz", "/openapi.json")
-_LOOPBACK = {"localhost", "127.0.0.1", "::1"}
 _CSP = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' blob: data:; "
     "connect-src 'self' blob: data:; font-src 'self'; manifest-src 'self'; base-uri 'none'; "
@@ -222,12 +221,7 @@ class _Body:
 
 def loopback_hosts(host: str) -> list[str]:
     """Return by which names a server bound to `host` may be called; empty: by any."""
-    return sorted(_LOOPBACK) if is_loopback(host) else []
-
-
-def is_loopback(host: str) -> bool:
-    """Return whether only this machine can reach an address."""
-    return host in _LOOPBACK or host.startswith("127.")
+    return sorted(LOOPBACK) if is_loopback(host) else []
 
 
 def _check_host(headers: Headers, hosts: set[str]) -> None:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from kosmosg.errors import ConfigError
 
+LOOPBACK = ("localhost", "127.0.0.1", "::1")
 MIN_CHARACTERS = 16
 MAX_KEYS = 1000
 
@@ -37,6 +38,11 @@ class Keys:
             if hmac.compare_digest(one, given):
                 found = f"key-{number}"
         return found
+
+
+def is_loopback(host: str) -> bool:
+    """Return whether only this machine can reach an address."""
+    return host in LOOPBACK or host.startswith("127.")
 
 
 def read_keys(path: Path) -> Keys:
