@@ -35,7 +35,7 @@ class Seen:
     wrong: int = 0
 
 
-def prompt(number: int) -> Any:
+def prompt(number: int) -> str | list[Any]:
     """Return one of four prompts, two of them with a picture."""
     url = "data:image/png;base64," + base64.b64encode(CREATURE.read_bytes()).decode()
     picture = {"type": "image_url", "image_url": {"url": url}}

@@ -1,5 +1,6 @@
 """A server under way: clients that leave, signals under load, death and a new beginning."""
 
+import contextlib
 import signal
 import threading
 import time
@@ -30,12 +31,11 @@ def until(true: Any) -> None:
 def test_a_client_that_leaves_frees_its_place(server: Server, stream: bool):
     said = {"prompt": "a creature", "num_inference_steps": 250, "n": 10, "stream": stream}
     before = server.metric("kosmosg_left_total")
-    with pytest.raises(httpx.ReadTimeout), server.client() as http:
+    with server.client() as http, contextlib.suppress(httpx.ReadTimeout):
         http.timeout = httpx.Timeout(30, read=1.0)
         with http.stream("POST", PATH, json=said) as answer:
-            for _ in answer.iter_raw():
-                time.sleep(1.0)
-                raise httpx.ReadTimeout("enough")
+            next(answer.iter_raw())  # the first event of a stream; a whole answer takes too long
+            time.sleep(1.0)
     until(lambda: server.metric("kosmosg_left_total") == before + 1)
     until(lambda: server.metric("kosmosg_running_pictures") == 0)
     assert ask(server.url, num_inference_steps=2).status_code == 200
@@ -56,12 +56,9 @@ def test_a_full_queue_says_when_to_come_again(server: Server):
 
 
 def leave_after(server: Server, seconds: float, **said: Any) -> None:
-    with pytest.raises(httpx.ReadTimeout):
-        httpx.post(
-            server.url + PATH,
-            json={"prompt": "a creature", **said},
-            timeout=httpx.Timeout(30, read=seconds),
-        )
+    patience = httpx.Timeout(30, read=seconds)
+    with contextlib.suppress(httpx.ReadTimeout):  # or told at once that there is no room
+        httpx.post(server.url + PATH, json={"prompt": "a creature", **said}, timeout=patience)
 
 
 def test_sigterm_under_load_loses_nothing_that_was_accepted(tmp_path: Path):

@@ -52,7 +52,7 @@ def serving(log: Path, *options: str) -> Iterator[Server]:
         yield Server(process=process, url=url, log=log)
     finally:
         process.kill()
-        process.wait()
+        process.communicate()  # and close its pipe
 
 
 def until_ready(url: str) -> None:

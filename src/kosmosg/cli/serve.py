@@ -1,6 +1,7 @@
 """`kosmosg serve`: the API and the page."""
 
 from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated
 
@@ -106,13 +107,13 @@ def serve(
     and Ctrl-C finish what was accepted; a second one does not wait.
     """  # noqa: D301 -- click's mark for text to be kept as it is
     prepare_libraries()
-    try:
-        from kosmosg.serve.gate import is_loopback
-        from kosmosg.serve.keys import Keys, read_keys
-    except ImportError as error:
-        raise ConfigError(
-            f"serving needs a package that is missing ({error.name}): pip install 'kosmosg[serve]'"
-        ) from None
+    from kosmosg.serve.keys import Keys, is_loopback, read_keys
+
+    for name in ("fastapi", "python_multipart", "uvicorn"):
+        if find_spec(name) is None:
+            raise ConfigError(
+                f"serving needs {name}, which is not installed: pip install 'kosmosg[serve]'"
+            )
     if not is_loopback(host) and api_key_file is None and not open_to_all:
         raise ConfigError(
             f"{host} can be reached by others, and there is no key; give --api-key-file, or "

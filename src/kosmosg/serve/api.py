@@ -59,7 +59,7 @@ def create_app(
     *,
     metrics: Metrics,
     keys: Keys | None = None,
-    hosts: tuple[str, ...] = (),
+    only_loopback: bool = False,
 ) -> FastAPI:
     """Return the app over a worker, which it starts, and drains when the app ends.
 
@@ -67,7 +67,7 @@ def create_app(
         worker: Not started yet.
         metrics: The worker's.
         keys: Who may ask; None: everybody.
-        hosts: By which names the server may be called; none: by any.
+        only_loopback: Whether only names of this machine itself are taken.
     """
 
     @asynccontextmanager
@@ -92,7 +92,7 @@ def create_app(
         rate=Rate(config.requests_per_minute),
         room=Room(_BODIES * config.max_upload_bytes),
         max_bytes=config.max_upload_bytes,
-        hosts=hosts,
+        only_loopback=only_loopback,
         metrics=metrics,
     )
     app.add_exception_handler(PlainHTTPException, _on_refusal)

@@ -132,7 +132,7 @@ def advance(pipe: KosmosGPipeline, running: Sequence[Running]) -> None:
 def preview(pipe: KosmosGPipeline, latents: Latents) -> Image.Image:
     """Return the picture that latents on their way stand for."""
     with torch.no_grad():
-        return pipe.decode(latents.nan_to_num(0.0).clamp(-30, 30), None, "pil")[0]
+        return pipe.decode(latents.nan_to_num(0.0, 0.0, 0.0), None, "pil")[0]
 
 
 def finish(pipe: KosmosGPipeline, one: Running) -> Image.Image:

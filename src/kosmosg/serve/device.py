@@ -9,6 +9,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from kosmosg import drawing, memory
+from kosmosg.errors import ConfigError
 from kosmosg.pipeline import KosmosGPipeline
 from kosmosg.serve.batch import num_rows
 from kosmosg.serve.tasks import ServeConfig, Slot, Task
@@ -34,6 +35,9 @@ class Device:
             self.load["quantize"] = config.quantize
         self.pipe = drawing.load(config.model, **self.load)
         self.pipe.set_progress_bar_config(disable=True)
+        side = max(self.pipe.generation_config.width, self.pipe.generation_config.height)
+        if config.max_side is not None and config.max_side < side:
+            raise ConfigError(f"max_side is {config.max_side} and this model's own side {side}")
         for name, file in config.loras.items():
             self.pipe.load_lora_weights(file.path, adapter_name=name)
         self.controlnets: dict[str, Any] = {}

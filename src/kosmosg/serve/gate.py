@@ -4,7 +4,6 @@ import asyncio
 import json
 import logging
 import secrets
-from collections.abc import Sequence
 from time import perf_counter
 from urllib.parse import urlsplit
 
@@ -14,14 +13,13 @@ from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from kosmosg.serve.answers import refusal
-from kosmosg.serve.keys import Keys
+from kosmosg.serve.keys import Keys, is_loopback
 from kosmosg.serve.limits import Rate, Room
 from kosmosg.serve.metrics import Metrics
 
 _log = logging.getLogger("kosmosg.serve")
 BODY_SECONDS = 60.0
 OPEN_PATHS = ("/", "/healthz", "/readyz", "/openapi.json")
-_LOOPBACK = {"localhost", "127.0.0.1", "::1"}
 _CSP = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' blob: data:; "
     "connect-src 'self' blob: data:; font-src 'self'; manifest-src 'self'; base-uri 'none'; "
@@ -46,8 +44,8 @@ class Gate:
         rate: Of requests to /v1.
         room: For all bodies together.
         max_bytes: Of one body.
-        hosts: By which names the server may be called; none: by any. On loopback this keeps other
-            people's pages out, which a browser there would let in under a name of theirs.
+        only_loopback: Whether only names of this machine itself are taken: a browser on it would
+            let other people's pages in under a name of theirs.
         metrics: Counts the answers.
     """
 
@@ -59,7 +57,7 @@ class Gate:
         rate: Rate,
         room: Room,
         max_bytes: int,
-        hosts: Sequence[str],
+        only_loopback: bool,
         metrics: Metrics,
     ) -> None:
         self._app = app
@@ -67,7 +65,7 @@ class Gate:
         self._rate = rate
         self._room = room
         self._max_bytes = max_bytes
-        self._hosts = set(hosts)
+        self._only_loopback = only_loopback
         self._metrics = metrics
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -104,7 +102,7 @@ class Gate:
             HTTPException: If it may not.
         """
         headers, path = Headers(scope=scope), scope["path"]
-        _check_host(headers, self._hosts)
+        _check_host(headers, only_loopback=self._only_loopback)
         client = (scope.get("client") or ("unknown", 0))[0]
         if self._keys and path not in OPEN_PATHS and not path.startswith("/static/"):
             owner = self._keys.owner(headers.get("authorization"))
@@ -220,25 +218,14 @@ class _Body:
         )
 
 
-def loopback_hosts(host: str) -> list[str]:
-    """Return by which names a server bound to `host` may be called; empty: by any."""
-    return sorted(_LOOPBACK) if is_loopback(host) else []
-
-
-def is_loopback(host: str) -> bool:
-    """Return whether only this machine can reach an address."""
-    return host in _LOOPBACK or host.startswith("127.")
-
-
-def _check_host(headers: Headers, hosts: set[str]) -> None:
+def _check_host(headers: Headers, *, only_loopback: bool) -> None:
     """Pass a request that was meant for this server.
 
     Raises:
         HTTPException: If it came under another's name, or from another's page.
     """
     host = headers.get("host", "")
-    name = urlsplit(f"//{host}").hostname if _is_host(host) else None
-    if hosts and name not in hosts and not is_loopback(name or ""):
+    if only_loopback and not is_loopback(_name_in(host) or ""):
         raise refusal(
             421, f"this server is not {host[:80]!r}; call it by its address", code="wrong_host"
         )
@@ -252,8 +239,11 @@ def _check_host(headers: Headers, hosts: set[str]) -> None:
         raise refusal(403, "pages of other sites may not ask", code="wrong_origin")
 
 
-def _is_host(host: str) -> bool:
-    return host.isascii() and host.isprintable() and not set(host) & set("/@?#\\ ")
+def _name_in(host: str) -> str | None:
+    try:
+        return None if set(host) & set("/@?#\\ ") else urlsplit(f"//{host}").hostname
+    except ValueError:
+        return None
 
 
 def _netloc(origin: str) -> str | None:

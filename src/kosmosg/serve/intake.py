@@ -113,7 +113,7 @@ def offer(device: Device) -> ModelOffer:
         default_size=f"{width}x{height}",
         schedulers=list(samplers.NAMES),
         default_scheduler=defaults.scheduler,
-        default_steps=defaults.num_inference_steps,
+        default_steps=_default_steps(device),
         default_guidance=defaults.guidance_scale,
         max_n=MAX_N,
         max_steps=config.max_steps,
@@ -145,7 +145,7 @@ def _arguments(request: Settings, device: Device) -> dict[str, Any]:
         size = size_of(request.size) or (defaults.width, defaults.height)
     except ValueError as error:
         raise ConfigError(str(error)) from None
-    steps = request.num_inference_steps or defaults.num_inference_steps
+    steps = request.num_inference_steps or _default_steps(device)
     scale = request.guidance_scale
     if max(size) > _max_side(device):
         raise ConfigError(
@@ -296,6 +296,10 @@ def _seeds(request: Settings) -> list[int]:
 
 def _size(arguments: Mapping[str, Any]) -> tuple[int, int]:
     return arguments["width"], arguments["height"]
+
+
+def _default_steps(device: Device) -> int:
+    return min(device.pipe.generation_config.num_inference_steps, device.config.max_steps)
 
 
 def _max_side(device: Device) -> int:

@@ -2,6 +2,7 @@
 
 import hashlib
 import hmac
+import ipaddress
 from pathlib import Path
 
 from kosmosg.errors import ConfigError
@@ -37,6 +38,14 @@ class Keys:
             if hmac.compare_digest(one, given):
                 found = f"key-{number}"
         return found
+
+
+def is_loopback(host: str) -> bool:
+    """Return whether only this machine can reach an address."""
+    try:
+        return host == "localhost" or ipaddress.ip_address(host).is_loopback
+    except ValueError:  # a name, which may come to mean anything
+        return False
 
 
 def read_keys(path: Path) -> Keys:

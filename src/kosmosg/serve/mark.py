@@ -47,13 +47,9 @@ def score(image: Image.Image) -> float:
     # What a picture is like is like its surroundings; the pattern is not.
     around = (means[:-2, 1:-1] + means[2:, 1:-1] + means[1:-1, :-2] + means[1:-1, 2:]) / 4
     rest = means[1:-1, 1:-1] - around
-    pattern = _pattern(height, width)[::_BLOCK, ::_BLOCK]
-    said = (
-        pattern[1:-1, 1:-1]
-        - (pattern[:-2, 1:-1] + pattern[2:, 1:-1] + pattern[1:-1, :-2] + pattern[1:-1, 2:]) / 4
-    )
-    spread = float(np.sqrt((rest**2).sum() * (said**2).mean()))
-    return float((rest * said).sum() / spread) if spread else 0.0
+    pattern = _pattern(height, width)[_BLOCK:-_BLOCK:_BLOCK, _BLOCK:-_BLOCK:_BLOCK]
+    spread = float(np.sqrt((rest**2).sum()))  # of the sum below, over all patterns there could be
+    return float((rest * pattern).sum()) / spread if spread else 0.0
 
 
 @functools.cache

@@ -30,7 +30,7 @@ class Metrics:
         self._lock = threading.Lock()
         self._counts: Counter[tuple[str, str]] = Counter()
 
-    def count(self, name: str, by: float = 1, **labels: str | int) -> None:
+    def count(self, name: str, by: float | int = 1, **labels: str | int) -> None:
         """Add to a count."""
         with self._lock:
             self._counts[name, _labels(labels)] += by  # pyright: ignore[reportArgumentType] -- of seconds, a float
@@ -45,7 +45,7 @@ class Metrics:
             self.count("kosmosg_work_seconds_sum", perf_counter() - began, work=work)
             self.count("kosmosg_work_seconds_count", work=work)
 
-    def text(self, gauges: Mapping[str, float]) -> str:
+    def text(self, gauges: Mapping[str, float | int]) -> str:
         """Return all of it, and these that are what they are just now."""
         with self._lock:
             counts = dict(self._counts)

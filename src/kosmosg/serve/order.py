@@ -5,6 +5,8 @@ from collections.abc import Sequence
 
 from kosmosg.serve.tasks import Slot, Task
 
+_REMEMBERED = 1000  # clients, beside those who wait
+
 
 class FairQueue:
     """Pictures that wait, each client's in their order.
@@ -60,16 +62,15 @@ class FairQueue:
         slots = self._waiting.get(task.client, [])
         self._remove(task.client, [slot for slot in slots if slot.task is not task])
 
+    def forget(self) -> None:
+        """Let all be equal again: the device has nothing to do."""
+        self._had.clear()
+        self._now = 0.0
+
     def _remove(self, client: str, rest: list[Slot]) -> None:
         if rest:
             self._waiting[client] = rest
             return
         self._waiting.pop(client, None)
-        if not self._waiting:  # all are equal again
-            self._had.clear()
-            self._now = 0.0
-        # Whoever has had no more than the others begins where they are, remembered or not.
-        gone = [one for one, had in self._had.items() if had <= self._now]
-        for one in gone:
-            if one not in self._waiting:
-                del self._had[one]
+        if len(self._had) > _REMEMBERED:
+            self._had = {one: had for one, had in self._had.items() if one in self._waiting}

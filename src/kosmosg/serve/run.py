@@ -16,8 +16,7 @@ from kosmosg.hashes import of_file
 from kosmosg.lora import check_path
 from kosmosg.note import File
 from kosmosg.serve.api import create_app
-from kosmosg.serve.gate import loopback_hosts
-from kosmosg.serve.keys import Keys
+from kosmosg.serve.keys import Keys, is_loopback
 from kosmosg.serve.metrics import Metrics
 from kosmosg.serve.tasks import ServeConfig
 from kosmosg.serve.worker import Worker
@@ -40,7 +39,7 @@ def run(
     opened = _open_socket(host, port)
     metrics = Metrics()
     worker = Worker(config, metrics, on_failure=lambda: _stop(server))
-    app = create_app(worker, metrics=metrics, keys=keys, hosts=tuple(loopback_hosts(host)))
+    app = create_app(worker, metrics=metrics, keys=keys, only_loopback=is_loopback(host))
     server = uvicorn.Server(
         uvicorn.Config(
             app,

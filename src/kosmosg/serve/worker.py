@@ -95,7 +95,7 @@ class Worker:
                 self.state = "draining"
             self._changed.notify()
 
-    def join(self, timeout_s: float | None = None) -> bool:
+    def join(self, timeout_s: float | int | None = None) -> bool:
         """Wait for the thread's end; return whether it came."""
         self._thread.join(timeout_s)
         return not self._thread.is_alive()
@@ -132,6 +132,7 @@ class Worker:
             while not len(self._waiting) and not self._running:
                 if self.state == "draining":
                     return False
+                self._waiting.forget()
                 self._changed.wait()
             joining = self._admit(device)
             self._busy = len(self._running) + len(joining)

@@ -51,7 +51,7 @@ def config(toy_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> ServeConf
         model=toy_dir,
         loras=files_of("--lora", [f"style={folder / 'style.safetensors'}"]),
         controlnets=files_of("--controlnet", [f"lines={folder / 'net'}"]),
-        timeout_s=60,
+        timeout_s=60.0,
     )
 
 

@@ -195,17 +195,22 @@ def test_who_leaves_is_drawn_no_further_and_who_waits_goes_on(worker: Worker):
 
 
 def test_others_get_their_turn_where_one_size_never_ends(worker: Worker):
-    long, told = task_of(num_inference_steps=200)
+    long, told = task_of(num_inference_steps=100)
     worker.submit(long)
     while not isinstance(told.get(timeout=60), Progress):
         pass
+    order: list[str] = []
     small, smalls = task_of(width=SIZE // 2, client="b")
-    worker.submit(small)
-    late = [task_of(num_inference_steps=200, seeds=(n,)) for n in range(3)]
-    for task, _ in late:
+    late, lates = task_of(num_inference_steps=10)
+    for task, name, events in ((small, "small", smalls), (late, "late", lates)):
+        task.tell = lambda event, name=name, events=events: (
+            order.append(name) if isinstance(event, Progress) else None,
+            events.put(event),
+        )
         worker.submit(task)
     all_of(smalls)
-    assert all(task.condition is None for task, _ in late)  # they did not join before it
+    all_of(lates)
+    assert order == ["small"] * 3 + ["late"] * 10  # it did not join the long one
 
 
 def test_a_full_queue_takes_nothing_and_a_draining_one_neither(worker: Worker):
