@@ -13,7 +13,7 @@ from PIL import Image
 from kosmosg import drawing, samplers, sequence
 from kosmosg.drawing import Drawing
 from kosmosg.errors import ConfigError, PromptError
-from kosmosg.images import clip_pixels, open_image, open_mask
+from kosmosg.images import clip_square, open_image, open_mask
 from kosmosg.model.alignernet import FIRST_ROW
 from kosmosg.note import Picture, check_room, prompt_of
 from kosmosg.prompts import check_length, check_prompt, check_words
@@ -193,7 +193,7 @@ def _read(data: bytes, number: int, device: Device) -> Picture:
     """Return a picture of a prompt, of which only what the model sees is kept."""
     try:
         image = open_image(data)
-        seen = clip_pixels(image, device.pipe.mllm.config["image_size"])
+        seen = clip_square(image, device.pipe.mllm.config["image_size"])
     except PromptError as error:
         raise PromptError(f"picture {number + 1}: {error}") from None
     sha256 = hashlib.sha256(data).hexdigest()
