@@ -1,6 +1,8 @@
 """The same app on many machines or GPUs: a deployment of Ray Serve, each replica with a model.
 
     # replicas.py
+    from pathlib import Path
+
     from kosmosg.serve.keys import read_keys
     from kosmosg.serve.replicas import application
     from kosmosg.serve.tasks import ServeConfig
@@ -65,12 +67,16 @@ class Replica:
         await self._app(scope, receive, send)
 
 
+class _Nothing:
+    """What Ray wants for a class; all is in the app."""
+
+
 def application(
     config: ServeConfig,
     *,
     keys: Keys | None,
     num_replicas: int,
-    num_gpus: float = 0,
+    num_gpus: float | int = 0,
 ) -> Any:  # noqa: ANN401 -- an application of Ray Serve
     """Return what `serve.run` and `serve run` take.
 
@@ -80,16 +86,11 @@ def application(
         num_replicas: Each holds the model once.
         num_gpus: Of each replica; then `config.device` is `cuda`, which is its own.
     """
-
-    @serve.deployment(
+    deployment = serve.deployment(
         name="kosmosg",
         num_replicas=num_replicas,
         max_ongoing_requests=config.max_waiting,
         graceful_shutdown_timeout_s=config.timeout_s,
         ray_actor_options={"num_gpus": num_gpus},
     )
-    @serve.ingress(Replica(config, keys))
-    class KosmosG:
-        """Nothing beside the app."""
-
-    return KosmosG.bind()
+    return deployment(serve.ingress(Replica(config, keys))(_Nothing)).bind()

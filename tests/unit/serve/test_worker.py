@@ -200,16 +200,16 @@ def test_others_get_their_turn_where_one_size_never_ends(worker: Worker):
     while not isinstance(told.get(timeout=60), Progress):
         pass
     order: list[str] = []
-    small, smalls = task_of(width=SIZE // 2, client="b")
-    late, lates = task_of(num_inference_steps=10)
-    for task, name, events in ((small, "small", smalls), (late, "late", lates)):
+    small, before = task_of(width=SIZE // 2, client="b")
+    late, after = task_of(num_inference_steps=10)
+    for task, name, events in ((small, "small", before), (late, "late", after)):
         task.tell = lambda event, name=name, events=events: (
             order.append(name) if isinstance(event, Progress) else None,
             events.put(event),
         )
         worker.submit(task)
-    all_of(smalls)
-    all_of(lates)
+    all_of(before)
+    all_of(after)
     assert order == ["small"] * 3 + ["late"] * 10  # it did not join the long one
 
 
