@@ -65,6 +65,7 @@ def _train(*, seed: int, steps: int, batch: int, micro_batch: int, lr: float) ->
         ),
         ema=None,
         precision="bfloat16",
+        gathered="step",
         checkpoint_s=1800.0,
         validate_every=1000,
     )
