@@ -40,7 +40,7 @@ def torchrun(jobs: list[dict[str, Any]], *, restarts: int = 0) -> str:
         env=environment,
         stderr=subprocess.PIPE,
         text=True,
-        timeout=150,
+        timeout=300,  # starting takes a minute on a busy machine
         check=False,
     )
     assert done.returncode == 0, done.stderr[-6000:]

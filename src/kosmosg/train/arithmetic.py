@@ -44,6 +44,7 @@ class Need:
 
     Attributes:
         parts: Of the model, and what stands frozen beside it.
+        count: Records of a micro-batch on each GPU.
         flops: Of one step on all GPUs together.
         recomputed_flops: What activation checkpointing adds to them.
         memory: Bytes on each GPU by what they hold, activations without checkpointing.
@@ -53,6 +54,7 @@ class Need:
     """
 
     parts: tuple[PartSize, ...]
+    count: int
     flops: int
     recomputed_flops: int
     memory: Mapping[str, int]
@@ -113,34 +115,66 @@ def need(
         raise ConfigError(
             f"{gpus} GPUs for steps of {train.global_batch_size} records; each needs at least one"
         )
+    share = -(-train.global_batch_size // gpus)
+    counted = count(stage, train, sizes, record=record, records=min(train.micro_batch, share))
+    return shared_out(counted, train, gpus=gpus, num_sources=num_sources)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Counted:
+    """One micro-batch of so many records, run in shape alone."""
+
+    run: StageShapes
+    records: int
+    tally: Tally
+    passages: Passages
+
+
+def count(
+    stage: StageConfig, train: TrainConfig, sizes: Sizes, *, record: Record, records: int
+) -> Counted:
+    """Return what a micro-batch of so many records takes.
+
+    Raises:
+        ConfigError: If a pattern of the stage matches nothing.
+    """
+    dtype = torch.float32 if train.precision == "float32" else torch.bfloat16
+    run = StageShapes(stage, sizes, dtype)
+    tally = Tally(run.modules)
+    passages = Passages(run.units(train.frozen_parts), lambda: tally.flops)
+    with tally, passages:
+        run.loss(records, record).backward()
+    return Counted(run=run, records=records, tally=tally, passages=passages)
+
+
+def shared_out(counted: Counted, train: TrainConfig, *, gpus: int, num_sources: int = 1) -> Need:
+    """Return what steps of such micro-batches need on so many GPUs.
+
+    Raises:
+        ConfigError: If they cannot be grouped as the configuration says.
+    """
     shard_ranks = gpus if train.shard_ranks is None else train.shard_ranks
     if gpus % shard_ranks:
         raise ConfigError(f"shard_ranks = {shard_ranks} with {gpus} GPUs; give a divisor of them")
-    dtype = torch.float32 if train.precision == "float32" else torch.bfloat16
-    run = StageShapes(stage, sizes, dtype)
-    share = -(-train.global_batch_size // gpus)
-    count = min(train.micro_batch, share)
-    units = run.units(train.frozen_parts)
-    tally = Tally(run.modules)
-    passages = Passages(units, lambda: tally.flops)
-    with tally, passages:
-        run.loss(count, record).backward()
+    run, tally, passages = counted.run, counted.tally, counted.passages
     layout = {"shard_ranks": shard_ranks, "num_copies": gpus // shard_ranks}
     uses = tuple(
         use(
             unit,
-            _cut(passages.of(unit), run.passes(unit, count)),
-            dtype=dtype,
+            _cut(passages.of(unit), run.passes(unit, counted.records)),
+            dtype=run.dtype,
             gathered=train.gathered,
             **layout,
         )
-        for unit in units
+        for unit in passages.units
     )
-    micro_batches = -(-share // count)
+    share = -(-train.global_batch_size // gpus)
+    micro_batches = -(-share // counted.records)
     memory = _memory(run, train, uses, gpus=shard_ranks, is_summed=micro_batches > 1)
-    batches = train.global_batch_size / count
+    batches = train.global_batch_size / counted.records
     return Need(
         parts=run.sizes(),
+        count=counted.records,
         flops=round(tally.flops * batches),
         recomputed_flops=round(tally.recomputed_flops * batches),
         memory=memory | {"activations": tally.kept_bytes},
