@@ -25,7 +25,7 @@ def scale(repository: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
 
 def test_the_page_has_the_tables_that_are_printed(scale, repository: Path) -> None:
     page = (repository / "docs/scale.md").read_text(encoding="utf-8")
-    assert "python bench/scale.py\n" in page
+    assert "`python bench/scale.py`" in page
     for table in "\n".join(scale.tables()).split("\n\n"):
         assert table.strip() in page
 
