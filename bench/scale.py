@@ -299,7 +299,7 @@ def tables() -> Iterator[str]:
         yield f"`{name}`: {train.steps:,} steps of {train.global_batch_size:,} records"
         yield ""
         yield (
-            "| GPUs | records each | GiB | GB sent | messages | "
+            "| GPUs | records each | GiB, with blocks recomputed | GB sent | messages | "
             + " | ".join(
                 f"{kind}: step, of it products, messages; hours; efficiency" for kind in LINKS
             )
@@ -313,7 +313,7 @@ def tables() -> Iterator[str]:
             cells = [
                 f"{gpus}" + (f", `shard_ranks={shard_ranks}`" if shard_ranks else ""),
                 f"{-(-train.global_batch_size // gpus)}",
-                f"{need.total_bytes(checkpointing=False) / GIB:.1f}",
+                ", ".join(f"{need.total_bytes(checkpointing=c) / GIB:.1f}" for c in (False, True)),
                 f"{told.sent / 1e9:.2f}",
                 f"{told.messages:,}",
             ]

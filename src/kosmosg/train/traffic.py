@@ -23,7 +23,7 @@ class Traffic:
         all_gather: Weights, made whole from their shards.
         reduce_scatter: Gradients, before they are added up and shared out.
         all_reduce: Added up shards of gradients, between copies of the model (`shard_ranks`).
-        norms: The squares of the gradients' norms, a number each.
+        norms: The norms of the gradients, a number for each tensor that learns.
         numbers: What the loop adds up: weights, losses, and whether to stop.
         messages: Of the first three.
         shard_ranks: How many ranks share a copy.
