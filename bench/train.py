@@ -40,6 +40,7 @@ from transformers import CLIPTextConfig, CLIPTextModel
 from kosmosg.data.samples import to_bytes
 from kosmosg.data.sources import DataConfig, SourceConfig, open_stream
 from kosmosg.data.tars import write_shard
+from kosmosg.memory import hold_on
 from kosmosg.model.alignernet import AlignerNet
 from kosmosg.model.image_decoder import ImageDecoder
 from kosmosg.model.kosmosg import KosmosG
@@ -57,7 +58,7 @@ from kosmosg.train.run import Parts, make_stage
 from kosmosg.train.stage import Stage, freeze_except, micro_batch_generator
 from kosmosg.train.stage1_language import LanguageStage
 from kosmosg.train.stage2_align import AlignStage, CaptionGroup, TextTower
-from kosmosg.train.stage3_instruct import InstructBatch, InstructStage
+from kosmosg.train.stage3_instruct import InstructBatch, InstructConfig, InstructStage
 
 PARTS = ("stage1", "stage2", "stage3", "loop", "padding")
 FULL_DEPTH = 24
@@ -233,7 +234,7 @@ def stage3(setting: Setting) -> dict[str, Any]:
     )
     with torch.device("meta"):
         unet = UNet2DConditionModel(cross_attention_dim=768, sample_size=64)
-        vae = AutoencoderKL.from_config(VAE)
+        vae: Any = AutoencoderKL.from_config(VAE)
     decoder = ImageDecoder(setting.frozen(vae), setting.frozen(unet))
     last = setting.depth - 1
     stage = InstructStage(
@@ -249,6 +250,7 @@ def stage3(setting: Setting) -> dict[str, Any]:
             f"mllm.vision.clip.encoder.layers.{last}.*",
         ),
         condition_drop=0.0,
+        loss_weighting="uniform",
         min_snr_gamma=None,
         length_groups=1,
     )
@@ -326,10 +328,15 @@ class Timed:
         self.collate, self.weight = stage.collate, stage.weight
         self.began: list[float] = []
 
-    def loss(self, *given: Any) -> dict[str, Tensor]:  # noqa: ANN401 - as the stage's own
+    def loss(
+        self,
+        model: Any,  # noqa: ANN401 - what the stage takes
+        batch: Any,  # noqa: ANN401
+        generator: torch.Generator,
+    ) -> dict[str, Tensor]:
         """Return the stage's loss."""
         self.began.append(perf_counter())
-        return self._stage.loss(*given)
+        return self._stage.loss(model, batch, generator)
 
     def mean_s(self) -> float:
         """Return the time from one step to the next; the first two warm up."""
@@ -341,6 +348,7 @@ def loop(setting: Setting, steps: int = 40) -> dict[str, Any]:
     torch.set_num_threads(1)
     pipeline = KosmosGPipeline.from_pretrained(find("nano"))
     recipe = nano.stage3()
+    assert isinstance(recipe.stage, InstructConfig)
     kept = {"log_every": 1, "checkpoint_s": 180.0}
     config = replace(recipe.train, steps=steps, precision=_name(setting.dtype), **kept)
     least = {"fit": float("inf"), "bare": float("inf")}
@@ -442,40 +450,39 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     if options.child:
+        hold_on(2**31 - 1)  # as `fit` does
         dtype = getattr(torch, options.dtype[0])
         setting = Setting(dtype=dtype, depth=options.depth, repeats=options.repeats)
         measure = {"stage1": stage1, "stage2": stage2, "stage3": stage3, "loop": loop}
+        measure |= {"padding": lambda _: paddings()}
         print(json.dumps(measure[options.part[0]](setting)))
         return
     rows: list[dict[str, Any]] = []
     for part in options.part:
-        if part == "padding":
-            rows += paddings()
-            continue
-        for dtype in options.dtype:
+        for dtype in ["float32"] if part == "padding" else options.dtype:
             words = ["--child", "--part", part, "--dtype", dtype, "--depth", str(options.depth)]
             words += ["--threads", str(options.threads), "--repeats", str(options.repeats)]
             command = [sys.executable, __file__, *words]
-            made = subprocess.run(command, check=True, stdout=subprocess.PIPE).stdout
-            row = {"part": part, "dtype": dtype, "depth": options.depth, **json.loads(made)}
-            rows.append(row | {"aim": AIMS[part]})
-    for row in rows:
-        if "mean" in row:
-            print(f"{row['part']:28}mean {row['mean']:.3f}, at most {row['most']:.3f}")
-            continue
-        print(
-            f"{row['part']:8}{row['dtype']:10}{row['seconds']:9.3f} s, floor {row['floor_s']:.3f}: "
-            f"{row['of_floor']:.3f} (aim {row['aim']})"
-        )
-        extra = {
-            name: value
-            for name, value in row.items()
-            if name not in ("part", "dtype", "seconds", "floor_s", "of_floor", "aim")
-        }
-        print(f"{'':8}{extra}")
-    out = Path("outputs") / "bench-train.json"
-    out.parent.mkdir(exist_ok=True)
-    out.write_text(json.dumps(rows, indent=2) + "\n", encoding="utf-8")
+            made = json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE).stdout)
+            for row in made if part == "padding" else [made]:
+                rows.append({"part": part, "dtype": dtype, "depth": options.depth} | row)
+                _show(rows[-1])
+            out = Path("outputs") / "bench-train.json"
+            out.parent.mkdir(exist_ok=True)
+            out.write_text(json.dumps(rows, indent=2) + "\n", encoding="utf-8")
+
+
+def _show(row: Mapping[str, Any]) -> None:
+    if "mean" in row:
+        print(f"{row['part']:28}mean {row['mean']:.3f}, at most {row['most']:.3f}", flush=True)
+        return
+    said = ("part", "dtype", "seconds", "floor_s", "of_floor")
+    print(
+        f"{row['part']:8}{row['dtype']:10}{row['seconds']:9.3f} s, floor {row['floor_s']:.3f}: "
+        f"{row['of_floor']:.3f} (aim {AIMS[row['part']]})\n"
+        f"{'':8}{ {name: value for name, value in row.items() if name not in said} }",
+        flush=True,
+    )
 
 
 if __name__ == "__main__":

@@ -138,12 +138,30 @@ def clip_view(image: Image.Image, size: int = 224) -> Float[Tensor, "3 {size} {s
     Source:
         NUMERICS section 3.1 (`gpt`): float64 until the end.
     """
-    pixels = _centre_square(image, size, Image.Resampling.BICUBIC)
+    pixels = clip_pixels(image, size).numpy()
     view = np.empty((3, size, size), np.float32)
     for channel, values in enumerate(_CLIP_VALUES):
         # "clip" never clips here: it lets numpy write without a check of each pixel.
         values.take(pixels[..., channel], out=view[channel], mode="clip")
     return torch.from_numpy(view)
+
+
+def clip_pixels(image: Image.Image, size: int = 224) -> UInt8[Tensor, "{size} {size} 3"]:
+    """Return `clip_view` as bytes in a picture's own order, for `normalised`.
+
+    Raises:
+        PromptError: As `clip_view`.
+    """
+    return torch.from_numpy(_centre_square(image, size, Image.Resampling.BICUBIC).copy())
+
+
+def normalised(
+    pixels: UInt8[Tensor, "*batch height width 3"],
+) -> Float[Tensor, "*batch 3 height width"]:
+    """Return pixels as CLIP sees them, with the bits of `clip_view`."""
+    tables = torch.from_numpy(_CLIP_VALUES).to(pixels.device)
+    channels = zip(tables, pixels.int().unbind(-1), strict=True)
+    return torch.stack([table[levels] for table, levels in channels], -3)
 
 
 def decoder_view(image: Image.Image, size: int = 512) -> Float[Tensor, "3 {size} {size}"]:
