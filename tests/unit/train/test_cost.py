@@ -291,4 +291,4 @@ def test_a_cache_beside_shared_frozen_parts_is_refused(tmp_path):
     stage = dataclasses.replace(ALIGN, cache=str(tmp_path / "cache"))
     config = RunConfig(stage=stage, train=train_config(frozen_parts="sharded"))
     with pytest.raises(ConfigError, match=r"train\.frozen_parts=sharded .* with stage\.cache"):
-        run(config, parts(Captions()), tmp_path / "run")
+        run(config, parts_of(toys()), tmp_path / "run")
