@@ -65,6 +65,7 @@ def _train(*, seed: int, steps: int, batch: int, micro_batch: int, lr: float) ->
         ),
         ema=None,
         precision="bfloat16",
+        gathered="step",
         checkpoint_s=1800.0,
         validate_every=1000,
     )
@@ -140,8 +141,9 @@ def stage3() -> Recipe:
 
 
 def _as_released(recipe: Recipe) -> Recipe:
+    """Return it with their Adam, and in float16 with a scale of the loss."""
     optim = replace(recipe.train.optim, eps_scale="raw")
-    return replace(recipe, train=replace(recipe.train, optim=optim))
+    return replace(recipe, train=replace(recipe.train, optim=optim, precision="float16"))
 
 
 def stage2_as_released() -> Recipe:
@@ -151,8 +153,7 @@ def stage2_as_released() -> Recipe:
     is a GPU's 56 captions, on whose longest the loss depends. Expect as `stage2`.
 
     Source:
-        NUMERICS sections 6, 8 and 9. AlignerNet has no dropout there. Deviation: bfloat16, where
-        they had float16 and a scale of the loss.
+        NUMERICS sections 6, 8 and 9. AlignerNet has no dropout there.
     """
     recipe = _as_released(stage2())
     stage = AlignConfig(padding="released", mllm="train", reconstruction_weight=1.0)
@@ -166,8 +167,7 @@ def stage3_as_released() -> Recipe:
     stage 2 as released, or with the authors' own converted. Expect as `stage3`.
 
     Source:
-        NUMERICS sections 6, 8 and 9. Deviation: each batch there is of one source, drawn unseeded,
-        and the precision is float16.
+        NUMERICS sections 6, 8 and 9. Deviation: each batch there is of one source, drawn unseeded.
     """
     recipe = replace(_as_released(stage3()), init="runs/stage2-as-released/model")
     return replace(recipe, data=replace(_need(recipe.data), drop="sample"))

@@ -27,6 +27,7 @@ PAGES = ["README.md"] + [
         "data-formats",
         "construct",
         "training",
+        "scale",
         "sds",
         "toyworld",
         "verify",

@@ -10,6 +10,8 @@ import shutil
 import signal
 import subprocess
 import sys
+from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +20,11 @@ import torch
 
 from kosmosg import checkpoint
 from kosmosg.data.tars import write_shard
+from kosmosg.train.arithmetic import need
 from kosmosg.train.log import read_log
+from kosmosg.train.shapes import Record
 from toys import ranks
+from toys.stages import toy_sizes, toys
 
 TESTS = Path(__file__).parents[1]
 
@@ -35,7 +40,7 @@ def torchrun(jobs: list[dict[str, Any]], *, restarts: int = 0) -> str:
         env=environment,
         stderr=subprocess.PIPE,
         text=True,
-        timeout=150,
+        timeout=300,  # starting takes a minute on a busy machine
         check=False,
     )
     assert done.returncode == 0, done.stderr[-6000:]
@@ -77,12 +82,26 @@ STAGES: dict[str, dict[str, Any]] = {
     "stage1": {"stage": 1, "recompute": "blocks"},
     "stage2": {"stage": 2, "frozen_parts": "sharded"},
     "stage3": {"stage": 3},
+    "stage3 sharded": {"stage": 3, "frozen_parts": "sharded"},
     "replicas": {"stage": 2, "shard_ranks": 1},
     "stage2 in groups": {"stage": 2, "micro_batch": 2, "length_groups": 2},
     "stage3 in groups": {"stage": 3, "micro_batch": 2, "length_groups": 2},
+    "stage3 gathered once": {"stage": 3, "micro_batch": 1, "length_groups": 2, "gathered": "step"},
 }
 
 
+# Micro-batches of 1, one a rank, but for the last two.
+COUNTED: dict[str, dict[str, Any]] = {
+    "stage1": {"stage": 1},
+    "stage2": {"stage": 2},
+    "stage3": {"stage": 3},
+    "replicas": {"stage": 2, "shard_ranks": 1},
+    "frozen parts of stage2": {"stage": 2, "frozen_parts": "sharded"},
+    "frozen parts of stage3": {"stage": 3, "frozen_parts": "sharded"},
+    "three groups": {"stage": 3, "length_groups": 3, "micro_batch": 4, "global_batch_size": 8},
+    "two micro-batches": {"stage": 1, "global_batch_size": 4},
+    "gathered once": {"stage": 1, "global_batch_size": 4, "gathered": "step"},
+}
 ONE_BLOCK = {
     **{"stage": 2, "trainable": ["aligner.encoder.layers.*"]},
     **{"steps": 1, "global_batch_size": 2, "validation_records": 2},
@@ -131,6 +150,40 @@ def test_two_processes_lose_as_one_does(together, alone, name):
     for key, value in one.items():
         if not key.endswith("k_proj.bias"):  # its gradient is rounding alone, which Adam enlarges
             torch.testing.assert_close(value, two[key], atol=1e-5, rtol=0, msg=key)
+
+
+@pytest.fixture(scope="module")
+def counted(tmp_path_factory) -> Path:
+    """The folder of what ranks told one another in some runs."""
+    folder = tmp_path_factory.mktemp("counted")
+    common = {"counted": True, "steps": 5, "global_batch_size": 2, "log_every": 1000}
+    torchrun([{"run_dir": str(folder / name), **common, **job} for name, job in COUNTED.items()])
+    return folder
+
+
+@pytest.mark.parametrize("name", COUNTED)
+def test_what_ranks_tell_one_another_is_what_the_shapes_say(counted, name):
+    """Byte by byte, of the fourth step; what stands in no row is told to nobody."""
+    job = {"global_batch_size": 2, **COUNTED[name]}
+    stage, groups = job.pop("stage"), job.pop("length_groups", None)
+    config = replace(ranks.stage_parts(stage, groups)[3], **job)
+    record = Record(positions=12, pictures=float(stage != 2))
+    said = need(ranks.stage_config(stage, groups), config, toy_sizes(toys()), record=record, gpus=2)
+    pieces = config.global_batch_size // config.micro_batch // 2
+    for rank in (0, 1):
+        path = counted / f"{name}.messages-{rank}"
+        counts = [Counter(one) for one in json.loads(path.read_text())]
+        step = counts[4 * pieces] - counts[3 * pieces]
+        shards = ("all_gather float32", "reduce_scatter float32")
+        if job.get("shard_ranks") == 1:
+            told = {"all_reduce float32": said.traffic.all_reduce}
+        else:
+            values = (said.traffic.all_gather, said.traffic.reduce_scatter, said.traffic.norms)
+            told = dict(zip((*shards, "all_reduce float32"), values, strict=True))
+        told["all_reduce float64"] = said.traffic.numbers
+        assert {kind: size for kind, size in step.items() if "messages" not in kind} == told
+        sent = [f"{kind} messages" for kind in told if "64" not in kind]
+        assert sum(step[kind] for kind in sent) == said.traffic.messages + bool(said.traffic.norms)
 
 
 @pytest.mark.skipif(not COMPILER, reason="torch.compile needs a C++ compiler")

@@ -16,6 +16,7 @@ from kosmosg.data.shards import Shards
 from kosmosg.data.skips import Skips
 from kosmosg.errors import DataError, KosmosGError
 from kosmosg.train.loop import TrainConfig, fit
+from toys.messages import Messages
 from toys.training import Pairs, Regression, net, train_config
 
 STEPS = 20
@@ -25,30 +26,15 @@ def stage_parts(number: int, length_groups: int | None = None) -> tuple[Any, Any
     """Return model, stage, stream and configuration of one of the paper's stages, dropout 0."""
     from kosmosg.model.magneto import Attention
     from kosmosg.train.run import Parts, make_stage
-    from kosmosg.train.stage1_language import LanguageConfig
-    from kosmosg.train.stage2_align import AlignConfig
-    from kosmosg.train.stage3_instruct import InstructConfig
     from toys.stages import Captions, Documents, composed, toys
 
     made = toys()
     for module in made.model.modules():
         if isinstance(module, Attention):
             module.dropout = 0.0  # of weights; the layers' own is 0 already
-    vision = ("vision.clip.encoder.layers.0.*", "vision.clip.post_layernorm.*")
-    language = ("resampler.*", "embed_tokens.*", "layers.*", "layer_norm.*", *vision)
-    match number:
-        case 1:
-            config: Any = LanguageConfig(trainable=language)
-            model, stream = made.model.mllm, Documents()
-        case 2:
-            config = AlignConfig(padding="masked", mllm="eval", length_groups=length_groups or 1)
-            model, stream = made.model, Captions()
-        case _:
-            learns = ("aligner.encoder.*", *(f"mllm.{name}" for name in language))
-            config = InstructConfig(
-                trainable=learns, min_snr_gamma=None, length_groups=length_groups
-            )
-            model, stream = made.model, composed()
+    config = stage_config(number, length_groups)
+    model = made.model.mllm if number == 1 else made.model
+    stream: Any = {1: Documents, 2: Captions, 3: composed}[number]()
     parts = Parts(
         model=model,
         tokenizer=made.tokenizer,
@@ -60,6 +46,41 @@ def stage_parts(number: int, length_groups: int | None = None) -> tuple[Any, Any
         steps=STEPS, global_batch_size=4, micro_batch=1, log_every=1, validate_every=STEPS
     )
     return model, make_stage(config, parts), stream, train
+
+
+def stage_config(number: int, length_groups: int | None = None) -> Any:
+    """Return the configuration of one of the paper's stages."""
+    from kosmosg.train.stage1_language import LanguageConfig
+    from kosmosg.train.stage2_align import AlignConfig
+    from kosmosg.train.stage3_instruct import InstructConfig
+
+    vision = ("vision.clip.encoder.layers.0.*", "vision.clip.post_layernorm.*")
+    language = ("resampler.*", "embed_tokens.*", "layers.*", "layer_norm.*", *vision)
+    match number:
+        case 1:
+            return LanguageConfig(trainable=language)
+        case 2:
+            return AlignConfig(padding="masked", mllm="eval", length_groups=length_groups or 1)
+    learns = ("aligner.encoder.*", *(f"mllm.{name}" for name in language))
+    return InstructConfig(trainable=learns, min_snr_gamma=None, length_groups=length_groups)
+
+
+class Heard:
+    """A stage that notes, as each loss is begun, what was told so far."""
+
+    def __init__(self, stage: Any, messages: Messages) -> None:
+        self.stage, self.messages = stage, messages
+        self.trainable = stage.trainable
+        self.collate, self.weight = stage.collate, stage.weight
+        self.counts: list[dict[str, int]] = []
+
+    def loss(self, *given: Any) -> dict[str, torch.Tensor]:
+        self.counts.append(dict(self.messages.count))
+        return self.stage.loss(*given)
+
+    def sharded(self, shard: Any) -> "Heard":
+        self.stage = self.stage.sharded(shard)
+        return self
 
 
 class Numbers(Regression):
@@ -192,12 +213,20 @@ def train_stage(
     stage: int,
     trainable: list[str] | None = None,
     length_groups: int | None = None,
+    counted: bool = False,
     **changes: Any,
 ) -> torch.nn.Module:
-    """Train one of the paper's stages."""
+    """Train one of the paper's stages; count what each step tells other ranks, if asked for."""
     model, made, stream, config = stage_parts(stage, length_groups)
     made.trainable = made.trainable if trainable is None else tuple(trainable)
-    fit(model, made, stream, replace(config, **changes), run_dir, resume=True, validation=stream)
+    config = replace(config, **changes)
+    if counted:
+        with Messages() as messages:
+            heard = Heard(made, messages)
+            fit(model, heard, stream, config, run_dir, resume=True)
+        run_dir.with_name(f"{run_dir.name}.messages-{RANK}").write_text(json.dumps(heard.counts))
+        return model
+    fit(model, made, stream, config, run_dir, resume=True, validation=stream)
     return model
 
 

@@ -13,6 +13,7 @@ from kosmosg.model.alignernet import AlignerNet
 from kosmosg.model.image_decoder import ImageDecoder
 from kosmosg.model.kosmosg import KosmosG
 from kosmosg.tokenizer import Tokenizer
+from kosmosg.train.shapes import Sizes
 from kosmosg.train.stage2_align import TextTower
 from toys.model import EMBED_DIM, NUM_QUERIES, SIZE, toy_picture, toy_pipeline
 
@@ -74,6 +75,21 @@ def _toys() -> Toys:
         text_tower=TextTower(encoder=encoder, ids=ids),
         image_decoder=ImageDecoder(pipeline.vae, pipeline.unet),
     )
+
+
+def toy_sizes(toy: Toys) -> Sizes:
+    """Their sizes, as the arithmetic takes them."""
+    own = {
+        "mllm": toy.model.mllm.config,
+        "aligner": toy.model.aligner.config,
+        "unet": toy.image_decoder.unet.config,
+        "vae": toy.image_decoder.vae.config,
+    }
+    plain = {
+        part: {name: value for name, value in config.items() if not name.startswith("_")}
+        for part, config in own.items()
+    }
+    return Sizes(**plain, text_encoder=toy.text_tower.encoder.config.to_dict())
 
 
 TEXTS = ("a red cat", "a blue dog in the snow", "the green hat", "a creature wearing a red hat, on")

@@ -38,6 +38,8 @@ def test_what_all_stages_share(name: str) -> None:
     assert optim.eps == 1e-6
     assert optim.clip_norm == 2.0
     assert optim.eps_scale == ("raw" if "released" in name else "corrected")
+    precision = RECIPES[name]().train.precision
+    assert precision == ("float16" if "released" in name else "bfloat16")
 
 
 @pytest.mark.parametrize(

@@ -22,7 +22,14 @@ def tables(recipe: "Recipe", *, gpus: int, kind: str, utilisation: float) -> str
     rate_of(kind, recipe.train.precision)  # a wrong name is told before the seconds of counting
     record = mean_record(recipe.stage, recipe.data)
     found = sizes(init=recipe.init, model=recipe.model)
-    needed = need(recipe.stage, recipe.train, found, record=record, gpus=gpus)
+    needed = need(
+        recipe.stage,
+        recipe.train,
+        found,
+        record=record,
+        gpus=gpus,
+        num_sources=0 if recipe.data is None else len(recipe.data.sources),
+    )
     parts: list[tuple[str, ...]] = [
         ("model", "learns", "frozen"),
         *((part.name, f"{part.learns:,}", f"{part.frozen:,}") for part in needed.parts),
@@ -32,6 +39,7 @@ def tables(recipe: "Recipe", *, gpus: int, kind: str, utilisation: float) -> str
         _table(parts),
         _table(_memory(recipe, needed, gpus=gpus, kind=kind)),
         _table(_work(recipe, needed, record, gpus=gpus, kind=kind, utilisation=utilisation)),
+        *([_table(_traffic(needed))] if gpus > 1 else []),
     ]
     return "\n\n".join(blocks)
 
@@ -90,6 +98,22 @@ def _work(
         (f"tokens, taking {each} a record", _many(records * record.positions)),
         ("pictures read", _many(records * record.pictures)),
         *([("pictures to draw", _many(records))] if drawn else []),
+    ]
+
+
+def _traffic(needed: "Need") -> list[tuple[str, ...]]:
+    told = needed.traffic
+    kinds = [
+        ("all-gather, of weights", told.all_gather),
+        ("reduce-scatter, of gradients", told.reduce_scatter),
+        ("all-reduce between copies", told.all_reduce),
+        ("norms and numbers of the loop", told.norms + told.numbers),
+    ]
+    return [
+        ("bytes of a step", "of whole tensors"),
+        *((name, f"{size:,}") for name, size in kinds if size),
+        ("sent by each GPU, in rings", f"{told.sent:,}"),
+        ("messages", f"{told.messages:,}"),
     ]
 
 

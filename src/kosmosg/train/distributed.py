@@ -8,7 +8,7 @@ import atexit
 import functools
 import hashlib
 import os
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import timedelta
@@ -22,7 +22,7 @@ from torch.distributed.tensor import DTensor
 from torch.utils.checkpoint import checkpoint as recompute
 
 from kosmosg.errors import ConfigError, KosmosGError
-from kosmosg.model.magneto import MagnetoLayer
+from kosmosg.train import units
 
 Precision = Literal["float32", "bfloat16", "float16"]
 DTYPES: Mapping[Precision, torch.dtype] = {
@@ -192,7 +192,7 @@ def _kind(name: str) -> str:
 
 def blocks(model: nn.Module) -> list[nn.Module]:
     """Return the layers of M, N and the language model in which something learns."""
-    return _blocks(model, _learns)
+    return units.spread_blocks(model, units.learns)
 
 
 def recompute_blocks(model: nn.Module) -> None:
@@ -208,18 +208,57 @@ def shard(
     *,
     precision: Precision,
     frozen: Literal["whole", "sharded"],
+    gathered: Literal["layer", "step"],
 ) -> None:
     """Spread what learns over the ranks, block by block, then what is left of each stack.
 
-    Frozen parameters stay whole on each rank, or are spread with the part that they belong to.
-    Gradients are summed over the ranks, not averaged: the loop divides by the weight of all.
+    Frozen parameters stay whole on each rank, or are spread with the part that they belong to. What
+    a unit gathers it lets go after its turn, or `let_go` does, after the step's last. Gradients are
+    summed over the ranks, not averaged: the loop divides by the weight of all.
 
     Raises:
         ConfigError: If the ranks start from different weights.
     """
+    is_whole = frozen == "whole"
+    kept = {p for p in model.parameters() if not p.requires_grad} if is_whole else set()
+    _spread(
+        model,
+        units.learning_units(model, frozen),
+        ranks,
+        precision=precision,
+        ignored=kept,
+        gathered=gathered,
+    )
+
+
+def shard_frozen(part: nn.Module, ranks: Ranks) -> None:
+    """Spread a frozen part, called as a whole, over the ranks; it goes to their device.
+
+    Raises:
+        ConfigError: If the ranks start from different weights.
+    """
+    part.to(ranks.device)
+    _spread(
+        part,
+        units.frozen_units(part),
+        ranks,
+        precision="float32",
+        ignored=set(),
+        gathered="layer",
+    )
+
+
+def _spread(
+    model: nn.Module,
+    parts: Sequence[units.Unit],
+    ranks: Ranks,
+    *,
+    precision: Precision,
+    ignored: set[nn.Parameter],
+    gathered: Literal["layer", "step"],
+) -> None:
     from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 
-    assert ranks.mesh is not None  # of several ranks
     _require_equal_weights(model, ranks)
     # Blocks travel and compute in half precision under autocast. On a CPU LayerNorm takes no half
     # weights beside a float32 residual stream, so there they travel whole.
@@ -229,56 +268,26 @@ def shard(
         reduce_dtype=torch.float32,
         cast_forward_inputs=False,
     )
-    whole = MixedPrecisionPolicy(reduce_dtype=torch.float32, cast_forward_inputs=False)
-    spread = _has_parameters if frozen == "sharded" else _learns
-    kept = {p for p in model.parameters() if not p.requires_grad} if spread is _learns else set()
-    mesh = ranks.mesh if ranks.mesh.size(0) > 1 else ranks.mesh["shard"]
-    units = _blocks(model, spread)
-    for block in units:
-        fully_shard(block, mesh=mesh, mp_policy=half, ignored_params=kept)
-    for root in _roots(model, spread):
-        if root not in units:
-            # What learns stays together until the backward pass is over: `MLLM.logits`, which is
-            # called beside `forward`, finds the embedding there. Registered as a forward method it
-            # would reduce the embedding's gradient twice.
-            fully_shard(
-                root,
-                mesh=mesh,
-                mp_policy=whole,
-                ignored_params=kept,
-                reshard_after_forward=not _learns(root),
-            )
-            units.append(root)
-    for unit in cast(Any, units):
-        unit.set_gradient_divide_factor(1.0)
-        unit.set_force_sum_reduction_for_comms(True)  # gloo has no other
-        # Where one rank's batch has pictures and another's has none, both must send the same.
-        unit.set_reduce_scatter_unused_params(True)
+    as_held = MixedPrecisionPolicy(reduce_dtype=torch.float32, cast_forward_inputs=False)
+    for unit in parts:
+        made: Any = fully_shard(
+            unit.module,
+            mesh=_mesh(ranks),
+            mp_policy=half if unit.kind == "block" else as_held,
+            ignored_params=ignored,
+            reshard_after_forward=gathered == "layer" and not unit.kept,
+        )
+        made.set_reshard_after_backward(gathered == "layer", recurse=False)
+        made.set_gradient_divide_factor(1.0)
+        made.set_force_sum_reduction_for_comms(True)  # gloo has no other
+        # Where one rank's batch has pictures and another's has none, both must send the same. Of
+        # the others each pass through them but the last would send zeros.
+        made.set_reduce_scatter_unused_params(unit.may_lack, recurse=False)
 
 
-def _learns(module: nn.Module) -> bool:
-    return any(parameter.requires_grad for parameter in module.parameters())
-
-
-def _has_parameters(module: nn.Module) -> bool:
-    return any(True for _ in module.parameters())
-
-
-def _blocks(model: nn.Module, spread: Callable[[nn.Module], bool]) -> list[nn.Module]:
-    return [m for m in model.modules() if isinstance(m, MagnetoLayer) and spread(m)]
-
-
-def _roots(module: nn.Module, spread: Callable[[nn.Module], bool]) -> list[nn.Module]:
-    """Return the modules that hold what is spread outside the blocks, each called as a whole.
-
-    What does nothing but hold stacks of blocks, such as AlignerNet, is not called as a whole.
-    """
-    parts = [child for child in module.children() if spread(child)]
-    own = any(spread(nn.ParameterList([p])) for p in module.parameters(recurse=False))
-    is_stack = [any(isinstance(m, MagnetoLayer) for m in part.modules()) for part in parts]
-    if own or not all(is_stack) or isinstance(module, MagnetoLayer):
-        return [module]
-    return [root for part in parts for root in _roots(part, spread)]
+def _mesh(ranks: Ranks) -> DeviceMesh:
+    assert ranks.mesh is not None  # of several ranks
+    return ranks.mesh if ranks.mesh.size(0) > 1 else ranks.mesh["shard"]
 
 
 def _require_equal_weights(model: nn.Module, ranks: Ranks) -> None:

@@ -5,6 +5,7 @@ update to their parts of the weights.
 """
 
 import copy
+import functools
 import json
 import signal
 import sys
@@ -44,6 +45,7 @@ from kosmosg.train.prefetch import MicroBatch, Plan, held_out, to_device
 from kosmosg.train.rundir import open_run_dir, signals_received
 from kosmosg.train.stage import (
     CountingStage,
+    HoldingStage,
     Stage,
     buffers,
     freeze_except,
@@ -80,7 +82,9 @@ class TrainConfig:
     what a loss or gradient that is not finite does: `skip` leaves the update out, up to
     `MAX_BAD_IN_A_ROW` times. `recompute` saves memory for time; `compiled` says what goes through
     torch.compile. Of several processes, `shard_ranks` share one copy of what learns (None: all),
-    and `frozen_parts` of the model are `whole` on each or `sharded` too.
+    and `frozen_parts`, the model's and those beside it, are `whole` on each or `sharded` too.
+    Weights are `gathered` for a `layer` at a time, anew in each pass, or once for the `step`: fewer
+    messages and more memory.
     """
 
     seed: int
@@ -104,6 +108,7 @@ class TrainConfig:
     compiled: Literal["nothing", "blocks"] = "nothing"
     shard_ranks: int | None = None
     frozen_parts: Literal["whole", "sharded"] = "whole"
+    gathered: Literal["layer", "step"] = "layer"
 
 
 def fit(
@@ -176,13 +181,14 @@ class _Run:
         kept: Mapping[str, Any],
         ranks: Ranks,
     ) -> None:
-        self.given, self.stage, self.config = model, stage, config
+        self.given, self.config = model, config
         self.run_dir, self.ranks, self.device = run_dir, ranks, ranks.device
         freeze_except(model, stage.trainable)
         _check(model, config, ranks)
         self.frozen_sum = frozen_sum(model)
         self.home = next(model.parameters()).device
         self.model = _prepared(model, config, ranks)
+        self.stage = _shared(stage, config, ranks)
         self.named = {n: p for n, p in self.model.named_parameters() if p.requires_grad}
         self.optimizer = make_optimizer(config.optim, self.named.values())
         self.average = Average(config.ema, self.named) if config.ema else None
@@ -299,6 +305,7 @@ class _Run:
             (loss * self.scale.value if self.scale else loss).backward()
             for name, value in terms.items():
                 sums[name] = sums.get(name, 0.0) + value.detach().float()
+        distributed.let_go(self.model)
         norm = self._clipped()
         values = {name: value / total_weight for name, value in ranks.totals(sums).items()}
         values = {"loss": _learned(values), **values, "grad_norm": norm.cpu()}
@@ -512,8 +519,23 @@ def _prepared(model: nn.Module, config: TrainConfig, ranks: Ranks) -> nn.Module:
         for block in distributed.blocks(model):
             block.compile()
     if ranks.num_ranks > 1:
-        distributed.shard(model, ranks, precision=config.precision, frozen=config.frozen_parts)
+        distributed.shard(
+            model,
+            ranks,
+            precision=config.precision,
+            frozen=config.frozen_parts,
+            gathered=config.gathered,
+        )
     return model
+
+
+def _shared(stage: Stage, config: TrainConfig, ranks: Ranks) -> Stage:
+    """Return the stage, or one like it that shares its own frozen parts with other ranks."""
+    if ranks.num_ranks == 1 or config.frozen_parts == "whole":
+        return stage
+    if not isinstance(stage, HoldingStage):
+        return stage
+    return stage.sharded(functools.partial(distributed.shard_frozen, ranks=ranks))
 
 
 def _check(model: nn.Module, config: TrainConfig, ranks: Ranks) -> None:

@@ -78,6 +78,7 @@ def run(
     Raises:
         ConfigError: If a part that the stage needs is missing; else as `fit`.
     """
+    _check_shared(config)
     return fit(
         parts.model,
         make_stage(config.stage, parts, precision=config.train.precision),
@@ -145,6 +146,14 @@ def make_stage(config: StageConfig, parts: Parts, *, precision: str = "float32")
                 cache=_cache(config.cache, precision, vae=decoder.vae),
                 unet_activations=config.unet_activations,
             )
+
+
+def _check_shared(config: RunConfig) -> None:
+    if config.train.frozen_parts == "sharded" and getattr(config.stage, "cache", None) is not None:
+        raise ConfigError(
+            "train.frozen_parts=sharded has all processes compute together, and with stage.cache"
+            " one may find what another must compute; remove one"
+        )
 
 
 def _check_align(config: AlignConfig, model: nn.Module) -> None:

@@ -27,7 +27,7 @@ FREE_FIELDS = frozenset(
     {
         *("device", "checkpoint_s", "keep_checkpoints", "log_every", "samples_every"),
         *("validate_every", "workers", "max_skipped", "keep_every", "data_timeout_s"),
-        *("on_bad_loss", "recompute", "compiled", "shard_ranks", "frozen_parts"),
+        *("on_bad_loss", "recompute", "compiled", "shard_ranks", "frozen_parts", "gathered"),
     }
 )
 

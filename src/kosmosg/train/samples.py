@@ -35,12 +35,15 @@ def of_prompts(
     heads = ["wanted", "drawn", *["shown"] * max((len(own) for own in pictures), default=0)]
 
     def draw(model: nn.Module, _step: int) -> Image.Image:
+        held = {part: part.device for part in (pipe.unet, pipe.vae)}
         pipe.to(next(model.parameters()).device)  # parts that do not learn may have stayed behind
         drawn = []
         with torch.autocast(pipe.device.type, torch.bfloat16):
             for number, record in enumerate(records):
                 noise = torch.Generator().manual_seed(SEED + number)
                 drawn.append(pipe(record.prompt, generator=noise).images[0])
+        for part, home in held.items():  # where the run shares copies of them, these do not stay
+            part.to(home)
         rows = [
             (_said(record.prompt), [_square(one) for one in (record.target, made, *shown)])
             for record, made, shown in zip(records, drawn, pictures, strict=True)

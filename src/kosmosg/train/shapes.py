@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -21,7 +21,7 @@ from kosmosg.train.stage import freeze_except
 from kosmosg.train.stage1_language import LanguageConfig
 from kosmosg.train.stage2_align import AlignConfig
 from kosmosg.train.stage3_instruct import InstructConfig
-from kosmosg.train.tally import BLOCKS
+from kosmosg.train.units import Unit, frozen_units, learning_units
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -146,18 +146,35 @@ class StageShapes:
             if modules
         )
 
-    def gathered(self, gpus: int) -> int:
-        """Return how many weights that learn stand whole beside the shards, at most.
+    def units(self, frozen: Literal["whole", "sharded"]) -> list[Unit]:
+        """Return what travels together where several GPUs share the weights."""
+        beside: list[nn.Module] = []
+        if frozen == "sharded":
+            vae = [] if self.vae is None else list(self.vae.children())
+            others = [part for part in (self.unet, self.text_encoder) if part is not None]
+            beside = [*others, *vae]
+        return [
+            *learning_units(self.modules[0], frozen),
+            *(unit for part in beside for unit in frozen_units(part)),
+        ]
 
-        On one GPU all, cast once a step; else two blocks at a time, and what is in no block.
+    def passes(self, unit: Unit, count: int) -> int:
+        """Return in how many passes a run computes so many records, once called or not.
+
+        Stages 2 and 3 read in groups of like length; of stage 3's the null prompt is one more.
         """
-        if gpus == 1:
-            whole = _count(self.modules[0], learns=True)
-            return 0 if self.dtype == torch.float32 else whole
-        blocks = [module for module in self.modules[0].modules() if isinstance(module, BLOCKS)]
-        within = [_count(block, learns=True) for block in blocks]
-        outside = _count(self.modules[0], learns=True) - sum(within)
-        return outside + sum(sorted(within)[-2:])
+        match self.stage:
+            case AlignConfig():
+                return min(self.stage.length_groups, count)
+            case InstructConfig() if unit.kind != "frozen":
+                groups = self.stage.length_groups
+                return 2 if groups is None else min(groups, count + 1)
+        return 1
+
+    @property
+    def num_terms(self) -> int:
+        """Return how many values of the loss the loop adds up."""
+        return 2 if isinstance(self.stage, LanguageConfig | AlignConfig) else 1
 
     # ------------------------------------------------------------------- each stage's products
 

@@ -1,7 +1,7 @@
 """The narrowest seam: what a stage of training must say, and how it draws its random numbers."""
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from fnmatch import fnmatchcase
 from typing import Any, Protocol, runtime_checkable
 
@@ -64,6 +64,19 @@ class SpreadingStage(Stage, Protocol):
         """Return the batch with what is drawn set: its records are numbers `first` on of `count`.
 
         It must not depend on how the records were cut into batches.
+        """
+        ...
+
+
+@runtime_checkable
+class HoldingStage(Stage, Protocol):
+    """A stage that holds frozen parts of its own beside the model, which ranks may share."""
+
+    def sharded(self, shard: Callable[[nn.Module], None]) -> Stage:
+        """Return a copy of it whose frozen parts are copies too, which `shard` was given.
+
+        `shard` changes a module that is called as a whole. Each rank must then call it equally
+        often.
         """
         ...
 

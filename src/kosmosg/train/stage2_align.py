@@ -4,8 +4,9 @@
 with pictures are aligned to the text states of their captions; no image decoder is needed.
 """
 
+import copy
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
@@ -70,8 +71,16 @@ class TextTower:
         Source:
             NUMERICS section 6: after the final LayerNorm; pads are seen.
         """
-        self.encoder.to(ids.device).eval()
+        if next(self.encoder.parameters()).device != ids.device:
+            self.encoder.to(ids.device)
+        self.encoder.eval()
         return self.encoder(input_ids=ids).last_hidden_state.float()
+
+    def sharded(self, shard: Callable[[nn.Module], None]) -> "TextTower":
+        """Return another, sharded."""
+        encoder = copy.deepcopy(self.encoder)
+        shard(encoder)
+        return replace(self, encoder=encoder)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -161,6 +170,12 @@ class AlignStage:
     def weight(self, batch: tuple[CaptionGroup, ...]) -> int:
         """Return the number of captions."""
         return sum(len(one.text_ids) for one in batch)
+
+    def sharded(self, shard: Callable[[nn.Module], None]) -> "AlignStage":
+        """Return one like it whose text tower is sharded."""
+        made = copy.copy(self)
+        made._text_tower = self._text_tower.sharded(shard)
+        return made
 
     def loss(
         self, model: KosmosG, batch: tuple[CaptionGroup, ...], generator: torch.Generator
@@ -291,6 +306,12 @@ class AlignPicturesStage:
     def weight(self, batch: tuple[Batch, Tensor]) -> int:
         """Return the number of prompts."""
         return len(batch[1])
+
+    def sharded(self, shard: Callable[[nn.Module], None]) -> "AlignPicturesStage":
+        """Return one like it whose text tower is sharded."""
+        made = copy.copy(self)
+        made._text_tower = self._text_tower.sharded(shard)
+        return made
 
     def loss(
         self, model: KosmosG, batch: tuple[Batch, Tensor], generator: torch.Generator

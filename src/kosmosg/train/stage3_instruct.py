@@ -1,13 +1,14 @@
 """Stage 3: instruction tuning, the diffusion loss through the frozen image decoder."""
 
-from collections.abc import Sequence
+import copy
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
 import torch
 from jaxtyping import Float, Int, UInt8
-from torch import Tensor
+from torch import Tensor, nn
 
 from kosmosg.data.compose import Composed
 from kosmosg.images import decoder_pixels, scaled
@@ -159,12 +160,23 @@ class InstructStage:
         total = len(self._image_decoder.alphas_cumprod)
         return replace(batch, timesteps=(2 * numbers + 1) * total // (2 * count))
 
+    def sharded(self, shard: Callable[[nn.Module], None]) -> "InstructStage":
+        """Return one like it whose U-Net and VAE are sharded."""
+        made = copy.copy(self)
+        decoder = made._image_decoder = copy.deepcopy(self._image_decoder)
+        for part in (decoder.unet, *decoder.vae.children()):  # of the VAE the encoder is called
+            shard(part)
+        decoder.alphas_cumprod = decoder.alphas_cumprod.to(decoder.unet.device)
+        return made
+
     def loss(
         self, model: KosmosG, batch: InstructBatch, generator: torch.Generator
     ) -> dict[str, Tensor]:
         """Return the error, the mean over a picture's latents, summed over pictures."""
         device = batch.sequences.rows.device
-        decoder = self._image_decoder.to(device)
+        decoder = self._image_decoder
+        if decoder.alphas_cumprod.device != device:
+            decoder.to(device)
         draws = Draws(generator, count=batch.count)
         timesteps = draws.integers(len(decoder.alphas_cumprod), device=device)
         if batch.timesteps is not None:

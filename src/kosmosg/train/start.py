@@ -36,8 +36,8 @@ from kosmosg.train.stage2_align import AlignConfig
 from kosmosg.train.stage3_instruct import InstructConfig
 
 _FROZEN_PARTS = frozenset({"aligner", "unet", "vae", "scheduler", towers.FOLDER})
-# Of a released part these may be others than it was made with; the rest are its weights' shapes.
 NUM_SAMPLES = 8
+# Of a released part these may be others than it was made with; the rest are its weights' shapes.
 DROPOUTS = frozenset({"dropout", "attention_dropout", "resampler_dropout"})
 
 

@@ -80,6 +80,14 @@ def test_a_dry_run_tells_what_a_run_needs_and_that_all_is_there(run, here, toy_d
     assert rows["tokens, taking 99 positions and 1.2 pictures a record"] == ["7,920"]
     assert "hours at 50% of 82.6 TFLOP/s" in out
     assert "GiB on each of 2 RTX4090" in out
+    gathered, shared = (
+        int(rows[name][0].replace(",", ""))
+        for name in ("all-gather, of weights", "reduce-scatter, of gradients")
+    )
+    # Once a step in float32, like the gradients; of two each GPU sends half.
+    assert gathered == shared >= 4 * sum(part[0] for part in parts)
+    sent = int(rows["sent by each GPU, in rings"][0].replace(",", ""))
+    assert sent == pytest.approx(gathered, rel=0.01)
 
 
 def test_a_dry_run_names_what_is_missing_and_fails(run, here, toy_dir):

@@ -11,6 +11,7 @@ from kosmosg.data.compose import Composed
 from kosmosg.data.records import Caption, Document
 from kosmosg.data.sources import DataConfig, SourceConfig
 from kosmosg.errors import ConfigError
+from kosmosg.model.magneto import MagnetoLayer
 from kosmosg.train.arithmetic import need
 from kosmosg.train.optim import EmaConfig
 from kosmosg.train.run import Parts, make_stage
@@ -20,7 +21,7 @@ from kosmosg.train.stage1_language import LanguageConfig
 from kosmosg.train.stage2_align import AlignConfig, AlignPicturesConfig
 from kosmosg.train.stage3_instruct import InstructConfig
 from toys.model import SIZE, toy_picture
-from toys.stages import Captions, toys
+from toys.stages import Captions, toy_sizes, toys
 from toys.training import train_config
 
 WORDS = "a red cat"  # three pieces
@@ -50,20 +51,6 @@ CASES = [
     (PICTURES, composed, 1),
     (INSTRUCT, composed, 1),
 ]
-
-
-def toy_sizes(toy) -> Sizes:
-    own = {
-        "mllm": toy.model.mllm.config,
-        "aligner": toy.model.aligner.config,
-        "unet": toy.image_decoder.unet.config,
-        "vae": toy.image_decoder.vae.config,
-    }
-    plain = {
-        part: {name: value for name, value in config.items() if not name.startswith("_")}
-        for part, config in own.items()
-    }
-    return Sizes(**plain, text_encoder=toy.text_tower.encoder.config.to_dict())
 
 
 @pytest.mark.parametrize(("config", "record", "pictures"), CASES, ids=lambda c: type(c).__name__)
@@ -133,12 +120,21 @@ def test_what_learns_is_shared_out_and_computed_in_half() -> None:
     frozen = sum(part.frozen for part in one.parts)
     assert [part.name for part in one.parts if not part.learns] == ["U-Net", "VAE"]
     assert one.flops == two.flops
-    for name in ("weights", "gradients", "optimizer"):
+    for name in ("weights", "optimizer"):
         assert two.memory[name] == one.memory[name] // 2
+    # The null prompt has a pass of its own, so that all gradients wait for its share; those of
+    # blocks in half precision, in which their weights came.
+    layers = [*toy.model.mllm.layers, *toy.model.aligner.encoder.modules()]
+    blocks = {m for m in layers if isinstance(m, MagnetoLayer)}
+    inside = sum(p.numel() for block in blocks for p in block.parameters())
+    waiting = two.memory["gradients"] - one.memory["gradients"] // 2
+    assert waiting == pytest.approx(2 * inside + 4 * (learns - inside), rel=0.01)  # with padding
     assert one.memory["weights"] == 4 * learns
     assert one.memory["frozen"] == two.memory["frozen"] == 2 * frozen
     assert one.memory["gathered"] == 2 * learns  # all of it, in half precision
-    assert 0 < two.memory["gathered"] < one.memory["gathered"]
+    largest = sorted(sum(p.numel() for p in block.parameters()) for block in blocks)[-2:]
+    kept = 4 * (learns - inside) + 2 * sum(largest)  # what is in no block stays, in float32
+    assert two.memory["gathered"] == pytest.approx(kept, rel=0.01)
     assert one.memory["activations"] == two.memory["activations"]
     more = dataclasses.replace(train, micro_batch=8)
     both = need(INSTRUCT, more, toy_sizes(toy), record=record, gpus=1)
@@ -172,6 +168,54 @@ def test_records_are_taken_by_the_names_of_their_sources() -> None:
     assert mean_record(ALIGN, None) == RECORDS["captions"]
     # 20 pieces, `<s>`, and two pictures of 64 slots and two brackets each.
     assert RECORDS["constructed"].positions == 1 + 20 + 2 * 66
+
+
+def test_gathered_once_a_step_it_is_one_message_of_all_weights() -> None:
+    """Instead of one for each pass of each micro-batch, twice; the gradients' stays what it is."""
+    toy, record = toys(), Record(positions=10, pictures=1.0)
+    stage = dataclasses.replace(INSTRUCT, length_groups=3)
+    train = train_config(global_batch_size=16, micro_batch=4, ema=None)
+    layer, step = (
+        need(
+            stage,
+            dataclasses.replace(train, gathered=name),
+            toy_sizes(toy),
+            record=record,
+            gpus=2,
+        )
+        for name in ("layer", "step")
+    )
+    whole = sum(use.weights for use in step.uses)
+    assert step.traffic.all_gather == whole
+    # Two micro-batches of three passes, forward and back; some units stay from pass to pass.
+    blocks = sum(use.weights for use in layer.uses if use.unit.kind == "block")
+    assert 10 * blocks < layer.traffic.all_gather < 2 * 2 * 3 * whole
+    assert layer.traffic.reduce_scatter == step.traffic.reduce_scatter
+    assert layer.memory["gathered"] < step.memory["gathered"] == whole
+
+
+def test_gpus_that_cannot_be_grouped_are_refused() -> None:
+    train = train_config(shard_ranks=3)
+    with pytest.raises(ConfigError, match="shard_ranks = 3 with 8 GPUs"):
+        need(ALIGN, train, Sizes(), record=RECORDS["captions"], gpus=8)
+
+
+def test_frozen_parts_are_shared_where_it_is_said() -> None:
+    toy, record = toys(), Record(positions=10, pictures=1.0)
+    train = train_config(global_batch_size=8, micro_batch=4, ema=None)
+    whole, shared = (
+        need(
+            INSTRUCT,
+            dataclasses.replace(train, frozen_parts=name),
+            toy_sizes(toy),
+            record=record,
+            gpus=2,
+        )
+        for name in ("whole", "sharded")
+    )
+    assert shared.memory["frozen"] == whole.memory["frozen"] // 2
+    assert shared.traffic.all_gather > whole.traffic.all_gather
+    assert shared.traffic.reduce_scatter == whole.traffic.reduce_scatter
 
 
 @pytest.mark.parametrize("gpus", [0, 9])

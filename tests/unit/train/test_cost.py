@@ -284,3 +284,11 @@ def test_a_cache_that_contradicts_the_stage_is_refused(tmp_path):
     ):
         with pytest.raises(ConfigError, match=words):
             setting(dataclasses.replace(ALIGN, cache=str(tmp_path), **changes))
+
+
+def test_a_cache_beside_shared_frozen_parts_is_refused(tmp_path):
+    """One rank may find what another must compute, for which it needs all."""
+    stage = dataclasses.replace(ALIGN, cache=str(tmp_path / "cache"))
+    config = RunConfig(stage=stage, train=train_config(frozen_parts="sharded"))
+    with pytest.raises(ConfigError, match=r"train\.frozen_parts=sharded .* with stage\.cache"):
+        run(config, parts_of(toys()), tmp_path / "run")
