@@ -207,6 +207,14 @@ def edits(kind: Edit) -> Ask:
     return ask
 
 
+def mixed_edits(count: int, seed: int, size: int) -> list[Question]:
+    """Return edits of a place, an accessory and a colour in turn."""
+    kinds: tuple[Edit, ...] = ("place", "accessory", "colour")
+    return [
+        _edit(case, seed, size, kinds[case.index % len(kinds)]) for case in cases(count, seed=seed)
+    ]
+
+
 def _edit(case: Case, seed: int, size: int, kind: Edit) -> Question:
     rng = np.random.default_rng([seed, 40, case.index])
     before = replace(case.target, place=_other(PLACES, "", rng))

@@ -17,13 +17,17 @@ from tqdm import tqdm
 
 from kosmosg import config, hashes
 from kosmosg.errors import ConfigError
-from kosmosg.toyworld.claims import shown
+from kosmosg.toyworld.claims import curves, inversion, shown
 from kosmosg.toyworld.claims.experiment import Budget, Experiment, Setting
 from kosmosg.toyworld.claims.rows import Row, load, path_of
 from kosmosg.toyworld.version import VERSION
 from kosmosg.toyworld.world import load as load_world
 
-EXPERIMENTS: tuple[Experiment, ...] = (*shown.EXPERIMENTS,)
+EXPERIMENTS: tuple[Experiment, ...] = (
+    *shown.EXPERIMENTS,
+    *inversion.EXPERIMENTS,
+    *curves.EXPERIMENTS,
+)
 ROWS, PICTURES, WORK, HOURS = "rows", "pictures", "work", "hours.json"
 
 
@@ -134,8 +138,8 @@ def _kept(one: Experiment, path: Path, budget: Budget, weights: str) -> Row:
     for name, value in _depends(one, budget).items():
         if row.config.get(name) != value:
             raise ConfigError(
-                f"{path} was measured with {name} {row.config.get(name)}, not {value}; give another --out,"
-                " or remove it"
+                f"{path} was measured with {name} {row.config.get(name)}, not {value}; give another"
+                " --out, or remove it"
             )
     if row.weights != weights:
         raise ConfigError(f"{path} is of other weights; give another --out, or remove it")

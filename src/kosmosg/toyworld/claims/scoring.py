@@ -25,7 +25,7 @@ from kosmosg.toyworld.judge import ANSWERS, Judge, read, truth, window
 from kosmosg.toyworld.scenes import Scene
 
 CREATURE = ("shape", "body_colour", "pattern", "accessory")
-COPY = 0.95  # correlation of small pictures from which one is a near copy of the other
+COPY = 0.9  # correlation of small pictures from which one is a near copy of the other
 SMALL = 16
 NUM_GROUPS = 10  # of the jackknife
 # Where three and four creatures stand, as the renderer puts them, and their radius.
@@ -53,9 +53,9 @@ def answered(judge: Judge, images: Pictures, asked: Sequence[Question]) -> dict[
     creature = np.logical_and.reduce([right[name] for name in CREATURE])
     place = slots[0]["place"] if count <= 2 else _right(judge, images.to(device), asked, 0)["place"]
     values = {name: _share(each) for name, each in {**right, "creature": creature}.items()}
-    values |= {"place": place, "all": creature.all(0) & place}
+    values |= {"place": place, "all": np.logical_and.reduce(creature) & place}
     if count > 1:
-        values["colours_in_place"] = right["body_colour"].all(0)
+        values["colours_in_place"] = np.logical_and.reduce(right["body_colour"])
     return values
 
 
