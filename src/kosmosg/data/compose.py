@@ -38,7 +38,14 @@ class Composed:
     latents: Float[Tensor, "channels height width"] | None = None
 
 
-def compose(record: Record, rng: np.random.Generator, *, drop: Drop = "sample") -> Composed:
+def compose(
+    record: Record,
+    rng: np.random.Generator,
+    *,
+    drop: Drop = "sample",
+    drop_probability: float = DROP_PROBABILITY,
+    background_probability: float = BACKGROUND_PROBABILITY,
+) -> Composed:
     """Return the record as stage 3 shows it: entities and edits as pictures among the words.
 
     A coin drops the words of entities (of an edit: the caption of the picture before), each of
@@ -47,6 +54,8 @@ def compose(record: Record, rng: np.random.Generator, *, drop: Drop = "sample") 
 
     Args:
         drop: One coin for all words of a sample, as released, or one for each entity.
+        drop_probability: That words are dropped.
+        background_probability: That an entity keeps its background.
 
     Raises:
         DataError: If the record has no picture to aim at, or the one to show is damaged.
@@ -58,12 +67,12 @@ def compose(record: Record, rng: np.random.Generator, *, drop: Drop = "sample") 
     """
     match record:
         case Example():
-            prompt = _interleave(record, rng, drop)
+            prompt = _interleave(record, rng, drop, drop_probability, background_probability)
             return Composed(
                 key=record.key, prompt=prompt, target=record.image, caption=record.caption
             )
         case Edit():
-            dropped = rng.random() < DROP_PROBABILITY
+            dropped = rng.random() < drop_probability
             prompt = [*_texts("" if dropped else record.caption), *record.before]
             return Composed(
                 key=record.key,
@@ -91,17 +100,23 @@ def compose(record: Record, rng: np.random.Generator, *, drop: Drop = "sample") 
             )
 
 
-def _interleave(record: Example, rng: np.random.Generator, drop: Drop) -> Prompt:
-    dropped = drop == "sample" and rng.random() < DROP_PROBABILITY
+def _interleave(
+    record: Example,
+    rng: np.random.Generator,
+    drop: Drop,
+    drop_probability: float,
+    background_probability: float,
+) -> Prompt:
+    dropped = drop == "sample" and rng.random() < drop_probability
     prompt: list[str | Image.Image] = []
     position = 0
     for entity in record.entities:
         if drop == "entity":
-            dropped = rng.random() < DROP_PROBABILITY
+            dropped = rng.random() < drop_probability
         snippet = record.caption[position : entity.start if dropped else entity.end]
         if snippet and not snippet.endswith(" "):
             snippet += " "
-        own_background = rng.random() < BACKGROUND_PROBABILITY
+        own_background = rng.random() < background_probability
         shown = entity.crop if own_background else entity.cutout
         prompt += [*_texts(snippet), _decoded(shown, record.key)]
         position = entity.end
@@ -128,17 +143,26 @@ class Composing:
     Args:
         stream: Records.
         seed: Of the coins.
-        drop: As `compose`.
+        drop: As `compose`, and so the probabilities.
         skips: Counts records left out, and notes those that the release would have lost. None: the
             first bad record is an error.
     """
 
     def __init__(
-        self, stream: Stream, *, seed: int, drop: Drop = "sample", skips: Skips | None = None
+        self,
+        stream: Stream,
+        *,
+        seed: int,
+        drop: Drop = "sample",
+        drop_probability: float = DROP_PROBABILITY,
+        background_probability: float = BACKGROUND_PROBABILITY,
+        skips: Skips | None = None,
     ) -> None:
         self._stream = stream
         self._seed = seed
         self._drop: Drop = drop
+        self._drop_probability = drop_probability
+        self._background_probability = background_probability
         self._skips = skips
 
     @property
@@ -162,7 +186,13 @@ class Composing:
         for attempt in range(ATTEMPTS):
             try:
                 rng = np.random.default_rng(seed_of(self._seed, index))
-                composed = compose(record, rng, drop=self._drop)
+                composed = compose(
+                    record,
+                    rng,
+                    drop=self._drop,
+                    drop_probability=self._drop_probability,
+                    background_probability=self._background_probability,
+                )
             except DataError as error:
                 if self._skips is None:
                     raise
