@@ -89,15 +89,22 @@ def from_embeds(
     asked: Sequence[Question],
     embeds: Embeds,
     null: Float[Tensor, "1 queries embed"],
+    *,
+    tool: Any = None,  # noqa: ANN401 -- a pipeline of diffusers
     **controls: Any,  # noqa: ANN401 -- of the pipeline's call
 ) -> Pictures:
-    """Return the pictures of conditions; the noise is each question's."""
-    pipe, budget = setting.world.pipe, setting.budget
+    """Return the pictures of conditions; the noise is each question's.
+
+    Args:
+        tool: A pipeline that shares the U-Net; None is ours.
+    """
+    pipe, budget = tool or setting.world.pipe, setting.budget
+    steps = budget.num_inference_steps or setting.world.pipe.generation_config.num_inference_steps
     with torch.autocast(pipe.device.type, torch.bfloat16, enabled=budget.precision == "bfloat16"):
         images = pipe(
             prompt_embeds=embeds,
             negative_prompt_embeds=null.expand_as(embeds),
-            num_inference_steps=budget.num_inference_steps,
+            num_inference_steps=steps,
             generator=noise(budget.seed, asked),
             output_type="pt",
             **controls,

@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 from kosmosg import config, hashes
 from kosmosg.errors import ConfigError
-from kosmosg.toyworld.claims import curves, inversion, shown, training
+from kosmosg.toyworld.claims import curves, inversion, shown, training, unets
 from kosmosg.toyworld.claims.experiment import Budget, Experiment, Setting
 from kosmosg.toyworld.claims.rows import Row, load, path_of
 from kosmosg.toyworld.version import VERSION
@@ -28,6 +28,7 @@ EXPERIMENTS: tuple[Experiment, ...] = (
     *inversion.EXPERIMENTS,
     *curves.EXPERIMENTS,
     *training.EXPERIMENTS,
+    *unets.EXPERIMENTS,
 )
 ROWS, PICTURES, WORK, HOURS = "rows", "pictures", "work", "hours.json"
 
