@@ -16,6 +16,7 @@ from transformers import CLIPTextModel
 
 from kosmosg.data.mixture import seed_of
 from kosmosg.model.image_decoder import ImageDecoder
+from kosmosg.tokenizer import Tokenizer
 from kosmosg.toyworld.captions import PLACE_PHRASES
 from kosmosg.toyworld.claims import questions, scoring
 from kosmosg.toyworld.claims.drawing import drawn, strip, wanted
@@ -59,7 +60,7 @@ def learned(setting: Setting, shown: Sequence[Scene], seed: int) -> Float[Tensor
         half = setting.budget.precision == "bfloat16"
         with (
             torch.autocast(device.type, torch.bfloat16, enabled=half),
-            _meaning(text, vector, setting),
+            meaning(text, vector, tokenizer),
         ):
             states = text(input_ids=ids[chosen]).last_hidden_state
             noisy = decoder.add_noise(latents, noises, timesteps)
@@ -75,9 +76,9 @@ def learned(setting: Setting, shown: Sequence[Scene], seed: int) -> Float[Tensor
 
 
 @contextmanager
-def _meaning(text: CLIPTextModel, vector: Tensor, setting: Setting) -> Iterator[None]:
+def meaning(text: CLIPTextModel, vector: Tensor, tokenizer: Tokenizer) -> Iterator[None]:
     """Let the word mean this vector, and nothing else change."""
-    (number,) = setting.world.pipe.tokenizer.encode(WORD)
+    (number,) = tokenizer.encode(WORD)
 
     def hook(_module: object, given: tuple[Tensor, ...], rows: Tensor) -> Tensor:
         return torch.where((given[0] == number)[..., None], vector.to(rows.dtype), rows)
@@ -117,7 +118,9 @@ def measure(setting: Setting) -> Measured:
             )
             for one in own
         ]
-        with _meaning(world.text_encoder, kept["vector"].to(world.pipe.device), setting):
+        with meaning(
+            world.text_encoder, kept["vector"].to(world.pipe.device), world.pipe.tokenizer
+        ):
             images.append(drawn(setting, told, "text_encoder"))
         asked += own
     made = torch.cat(images)

@@ -3,6 +3,7 @@
 import json
 import os
 import platform
+import shutil
 import subprocess
 import sys
 import time
@@ -18,6 +19,7 @@ from tqdm import tqdm
 from kosmosg import config, hashes
 from kosmosg.errors import ConfigError
 from kosmosg.toyworld.claims import curves, inversion, shown, training, unets
+from kosmosg.toyworld.claims import page as pages
 from kosmosg.toyworld.claims.experiment import Budget, Experiment, Setting
 from kosmosg.toyworld.claims.rows import Row, load, path_of
 from kosmosg.toyworld.version import VERSION
@@ -56,7 +58,7 @@ def run(
 
     Args:
         directory: The model's.
-        out_dir: Gets rows/NAME.json, pictures/NAME.png, and work/NAME while a row trains.
+        out_dir: Gets claims.md, rows/NAME.json, pictures/NAME.jpg, and work/NAME while a row trains.
 
     Raises:
         ConfigError: If a row there was measured with another budget or other weights.
@@ -96,12 +98,19 @@ def run(
                 )
                 kept[one.name] = _measured(one, setting, out_dir, weights)
                 done_s += one.cost_s(budget)
-    return [kept[one.name] for one in experiments]
+    rows = [kept[one.name] for one in experiments]
+    page = "".join(pages.page(out_dir / ROWS, f"{PICTURES}/"))
+    (out_dir / "claims.md").write_text(page, encoding="utf-8")
+    return rows
 
 
 def _measured(one: Experiment, setting: Setting, out_dir: Path, weights: str) -> Row:
     with _timed(setting.work_dir) as spent:
-        found = one.measure(setting)
+        try:
+            found = one.measure(setting)
+        except SystemExit:  # of a training that was told to stop
+            sys.stderr.write("kosmosg claims goes on with the same command as it was\n")
+            raise
     hours, core_hours = spent()
     row = Row(
         name=one.name,
@@ -121,9 +130,11 @@ def _measured(one: Experiment, setting: Setting, out_dir: Path, weights: str) ->
     for name in (ROWS, PICTURES):
         (out_dir / name).mkdir(parents=True, exist_ok=True)
     if found.picture is not None:
-        found.picture.save(out_dir / PICTURES / f"{one.name}.png")
+        found.picture.save(out_dir / PICTURES / f"{one.name}.jpg", quality=90)
     config.save(row, path_of(out_dir / ROWS, one.name))  # last: then the row is finished
     (setting.work_dir / HOURS).unlink()
+    for path in setting.work_dir.rglob("checkpoints"):  # logs and weights stay
+        shutil.rmtree(path)
     with suppress(OSError):  # it holds what was trained
         setting.work_dir.rmdir()
     return row
