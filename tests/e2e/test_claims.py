@@ -1,4 +1,4 @@
-"""Every experiment of `kosmosg claims` once, with a model of random weights and the least budget."""
+"""Every experiment of `kosmosg claims` once: a model of random weights, the least budget."""
 
 import json
 from pathlib import Path

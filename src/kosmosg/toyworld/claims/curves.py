@@ -94,7 +94,7 @@ def chart(control: Control, scores: Mapping[str, Score]) -> Image.Image:
 
 
 def _curve(control: Control, says: str) -> Experiment:
-    def pictures(budget: Budget) -> float:
+    def pictures(budget: Budget) -> int | float:
         dearer = 1.5 if control == "picture_guidance" else 1  # a third branch
         return dearer * budget.points * len(VALUES[control])
 

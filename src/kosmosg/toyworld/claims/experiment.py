@@ -125,10 +125,10 @@ class Experiment:
     claim: str
     says: str
     measure: Callable[[Setting], Measured]
-    pictures: Callable[[Budget], float]
-    seconds: Callable[[Budget], float] = lambda _budget: 0.0
+    pictures: Callable[[Budget], int | float]
+    seconds: Callable[[Budget], int | float] = lambda _budget: 0.0
     budget: tuple[str, ...] = ("prompts", *DRAWING)
 
-    def cost_s(self, budget: Budget) -> float:
+    def cost_s(self, budget: Budget) -> int | float:
         """Return about how many seconds of one core it takes."""
         return SECONDS_A_PICTURE * self.pictures(budget) + self.seconds(budget)

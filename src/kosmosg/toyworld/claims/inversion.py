@@ -138,7 +138,7 @@ def measure(setting: Setting) -> Measured:
     )
 
 
-def _seconds(budget: Budget) -> float:
+def _seconds(budget: Budget) -> int | float:
     return budget.subjects * budget.steps(STEPS) * SECONDS_A_STEP
 
 

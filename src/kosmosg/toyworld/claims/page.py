@@ -15,24 +15,29 @@ from kosmosg.toyworld.claims.rows import CLAIMS, Row, load
 
 _HEAD = """# The paper's claims in the toy world
 
-Generated from `docs/results/*.json`; do not edit. Each row is an experiment of `kosmosg claims`, on creatures that no stage has seen, read
-by [the judge](toyworld.md#the-judge).
+Generated from `docs/results/*.json`; do not edit. Each row is an experiment of `kosmosg claims`, on
+creatures that no stage has seen, read by [the judge](toyworld.md#the-judge).
 
 ```sh
-.venv/bin/kosmosg claims --dry-run                        # what is due, and its core-hours
-.venv/bin/kosmosg claims                                  # everything; stopped, the same command goes on
-.venv/bin/kosmosg claims --only zero-shot --limit 512     # one claim, quickly
-cp runs/claims/rows/*.json docs/results/ && cp runs/claims/pictures/*.jpg docs/images/claims/ && ./scripts/docs
+.venv/bin/kosmosg claims --dry-run             # what is due, and its core-hours
+.venv/bin/kosmosg claims                       # everything; stopped, the same command goes on
+.venv/bin/kosmosg claims --only zero-shot      # one claim
+cp runs/claims/rows/*.json docs/results/       # then its pictures, into docs/images/claims/
+./scripts/docs                                 # writes this page
 ```
 
-A cell is the score, ± half of its 95% interval, and after the stroke what the judge says of the renderer's own pictures of the same
-prompts: what perfect pictures would get. Of one seed the interval is that of its prompts alone, of several that of the seeds' means.
+A cell is the score, ± half of its 95% interval, and after the stroke what the judge says of the
+renderer's own pictures of the same prompts: what perfect pictures would get. Of one seed the
+interval is that of its prompts alone, of several that of the seeds' means.
 
-`creature`: shape, colour, pattern and accessory at once, in the place where it should stand; `all`: every creature, and the ground.
-`like shown`, `like wanted`: cosine of the judge's features to the picture in the prompt and to the one that would be right, what DINO is
-for photographs. `near copy`: the pixels of the picture in the prompt again (correlation of .9 and more at 16 by 16).
-`fid`: Fréchet distance of those features to the renderer's; it is to be small, and depends on how many pictures there are.
-`done`, `kept`: what an edit asks for, and all else; `unchanged`: the picture still has what was to change. `colours in place`: all bodies.
+- `creature`: shape, colour, pattern and accessory at once, in the place where it should stand;
+  `all`: every creature, and the ground; `colours in place`: every creature's.
+- `like shown`, `like wanted`: cosine of the judge's features to the picture in the prompt and to
+  the one that would be right, what DINO is for photographs.
+- `near copy`: the pixels of the picture in the prompt again (correlation .9 at 16 by 16).
+- `fid`: Fréchet distance of those features to the renderer's. Less is better; it depends on how
+  many pictures there are.
+- `done`, `kept`: what an edit asks for, and all else; `unchanged`: it still has what was to change.
 """
 
 
@@ -105,8 +110,8 @@ def _goal(goal: Goal, rows: Mapping[str, Row]) -> str | None:
         value /= max(1e-9, rows[goal.of].scores[goal.score].mean)
     met = value <= goal.bound if goal.at_most else value >= goal.bound
     what = f"{goal.score.replace('_', ' ')}{f', of {goal.of}' if goal.of else ''}"
-    sign = "at most" if goal.at_most else "at least"
-    return f"| {goal.row} | {what} | {sign} {goal.bound:g} | {value:.3f} | {'yes' if met else 'no'} |\n"
+    wanted = f"{'at most' if goal.at_most else 'at least'} {goal.bound:g}"
+    return f"| {goal.row} | {what} | {wanted} | {value:.3f} | {'yes' if met else 'no'} |\n"
 
 
 def _table(rows: Sequence[Row]) -> Iterator[str]:
@@ -146,8 +151,9 @@ def _provenance(rows: Sequence[Row]) -> Iterator[str]:
     yield f"|{'---|' * 8}\n"
     for row in rows:
         yield (
-            f"| {row.name} | {row.commit} | {row.hours:.2f} | {row.core_hours:.2f} | {row.machine} |"
-            f" {row.config.get('precision')} | {row.config.get('num_inference_steps') or 'own'} |"
+            f"| {row.name} | {row.commit} | {row.hours:.2f} | {row.core_hours:.2f} |"
+            f" {row.machine} | {row.config.get('precision')} |"
+            f" {row.config.get('num_inference_steps') or 'own'} |"
             f" {row.weights[:12]} |\n"
         )
 

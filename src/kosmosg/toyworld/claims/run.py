@@ -58,7 +58,7 @@ def run(
 
     Args:
         directory: The model's.
-        out_dir: Gets claims.md, rows/NAME.json, pictures/NAME.jpg, and work/NAME while a row trains.
+        out_dir: Gets claims.md, rows/NAME.json, pictures/NAME.jpg, and work/NAME of what trains.
 
     Raises:
         ConfigError: If a row there was measured with another budget or other weights.
@@ -123,8 +123,8 @@ def _measured(one: Experiment, setting: Setting, out_dir: Path, weights: str) ->
         config={**_depends(one, setting.budget), "toyworld": VERSION, **found.config},
         weights=weights,
         commit=commit(),
-        hours=round(hours, 4),
-        core_hours=round(core_hours, 4),
+        hours=round(hours, 6),
+        core_hours=round(core_hours, 6),
         machine=machine(),
     )
     for name in (ROWS, PICTURES):

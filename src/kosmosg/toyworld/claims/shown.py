@@ -12,7 +12,7 @@ from kosmosg.toyworld.claims.questions import Ask, Edit
 from kosmosg.toyworld.claims.rows import scores_of
 
 
-def _prompts(budget: Budget) -> float:
+def _prompts(budget: Budget) -> int:
     return budget.prompts
 
 

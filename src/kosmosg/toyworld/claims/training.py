@@ -244,11 +244,11 @@ DATA: Mapping[str, tuple[str, Variation]] = {
 
 
 def _experiment(claim: str, name: str, says: str, variation: Variation) -> Experiment:
-    def pictures(budget: Budget) -> float:
+    def pictures(budget: Budget) -> int | float:
         rows = {"captions": 1, "all": 5}[variation.asks]
         return rows * budget.points * len(budget.seeds)
 
-    def seconds(budget: Budget) -> float:
+    def seconds(budget: Budget) -> int | float:
         return len(budget.seeds) * budget.steps(variation.steps) * variation.step_s
 
     return Experiment(

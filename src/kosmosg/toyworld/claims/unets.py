@@ -334,8 +334,8 @@ def _compared(
     )
 
 
-def _experiment(name: str, says: str, steps: int, dearer: float) -> Experiment:
-    def seconds(budget: Budget) -> float:
+def _experiment(name: str, says: str, steps: int, dearer: int) -> Experiment:
+    def seconds(budget: Budget) -> int | float:
         return budget.steps(steps) * STEP_S
 
     return Experiment(
