@@ -20,6 +20,7 @@ from kosmosg.data.mixture import Stream
 from kosmosg.evaluate.metrics import Score
 from kosmosg.model.image_decoder import ImageDecoder
 from kosmosg.model.kosmosg import KosmosG
+from kosmosg.recipes import JOINTLY
 from kosmosg.toyworld import nano
 from kosmosg.toyworld.alignment import new_aligner
 from kosmosg.toyworld.claims import questions, scoring
@@ -74,8 +75,11 @@ def train(setting: Setting, variation: Variation, seed: int) -> KosmosG:
     assert isinstance(made.stage, AlignConfig | InstructConfig)  # those are the two
     steps = setting.budget.steps(variation.steps)
     optim = replace(made.train.optim, warmup_steps=min(200, 1 + steps // 10))
+    stage = replace(made.stage, **variation.stage)
+    if isinstance(stage, InstructConfig):
+        stage = replace(stage, trainable=JOINTLY)  # nano's own, whatever its vision tower's depth
     config = RunConfig(
-        stage=replace(made.stage, **variation.stage),
+        stage=stage,
         train=replace(
             made.train,
             seed=seed,
@@ -83,11 +87,13 @@ def train(setting: Setting, variation: Variation, seed: int) -> KosmosG:
             optim=optim,
             samples_every=steps + 1,
             keep_checkpoints=1,
+            validation_records=min(made.train.validation_records, setting.budget.points),
         ),
     )
     parts = _parts(setting, variation, seed)
     recipe = {**to_dict(config), "variation": to_dict(variation)}
-    run(config, parts, setting.work_dir / f"seed-{seed}", resume=True, recipe=recipe)
+    run_dir = setting.work_dir / f"seed-{seed}"
+    run(config, parts, run_dir, resume=run_dir.exists(), recipe=recipe)
     assert isinstance(parts.model, KosmosG)  # stages 2 and 3 train one
     parts.model.to(setting.world.pipe.device)
     return parts.model

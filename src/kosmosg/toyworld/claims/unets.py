@@ -181,7 +181,8 @@ def train(setting: Setting, what: Literal["controlnet", "lora"]) -> Path:
         samples_every=steps + 1,
         keep_checkpoints=1,
     )
-    fit(model, stage, SceneStream(seed=SEED), config, setting.work_dir / "run", resume=True)
+    run_dir = setting.work_dir / "run"
+    fit(model, stage, SceneStream(seed=SEED), config, run_dir, resume=run_dir.exists())
     if controlnet is not None:
         controlnet.save_pretrained(out)
     else:
