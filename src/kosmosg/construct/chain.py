@@ -6,7 +6,14 @@ from dataclasses import dataclass
 from typing import TypeAlias
 
 from kosmosg.construct.config import ConstructConfig
-from kosmosg.construct.example import NO_ENTITIES, NOT_FOUND, Source, Steps, construct
+from kosmosg.construct.example import (
+    NO_ENTITIES,
+    NOT_FOUND,
+    ONE_MASK,
+    Source,
+    Steps,
+    construct,
+)
 from kosmosg.construct.filters import Judge
 from kosmosg.construct.folder import FolderUnit, TarUnit, sources_of
 from kosmosg.construct.job import describe
@@ -90,7 +97,8 @@ def examples(
 ) -> Iterator[Example]:
     """Yield the examples of a batch of pictures, and count what is left out.
 
-    A picture in which nothing was found is left out by rule, not because it is bad.
+    A picture in which nothing was found, or one thing under two names, is left out by rule, not
+    because it is bad.
 
     Raises:
         DataError: If too many were skipped.
@@ -104,6 +112,8 @@ def examples(
             yield one
         elif one.reason == NO_ENTITIES:
             skips.drop(NO_ENTITIES)
+        elif one.reason == ONE_MASK:
+            skips.drop(ONE_MASK, str(one))
         else:
             skips.skip(one)
 
@@ -118,6 +128,7 @@ def _tried(
             steps,
             size=config.size,
             threshold=config.segmenter.threshold,
+            max_overlap=config.max_overlap,
             picture=config.picture,
             without_entities=config.without_entities,
             provenance=provenance,

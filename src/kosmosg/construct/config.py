@@ -132,6 +132,9 @@ class ConstructConfig:
         picture: `square` keeps the picture's centre square, as released; `whole` all of it.
         without_entities: What becomes of a picture in which nothing was found: `leave_out` (as
             released) or `keep` (a caption and its picture).
+        max_overlap: Of two entities' masks, intersection over union; a picture with more is left
+            out, as its example would show one thing under two names. None, as in the paper, takes
+            all.
         pictures: How shards keep pictures: `jpg` for photographs, `png` for drawings.
         size: Of crops, and of a picture's shorter side, in pixels.
         batch_size: Pictures that a model sees at a time.
@@ -150,6 +153,7 @@ class ConstructConfig:
     captions: Literal["beside", "made"] = "made"
     picture: Literal["square", "whole"] = "square"
     without_entities: Literal["leave_out", "keep"] = "leave_out"
+    max_overlap: float | None = None
     pictures: Literal["jpg", "png"] = "jpg"
     size: int = 512
     batch_size: int = 8
@@ -165,6 +169,10 @@ class ConstructConfig:
         if not 0 < self.segmenter.threshold < 1:
             raise ConfigError(
                 f"segmenter.threshold is {self.segmenter.threshold}; give between 0 and 1"
+            )
+        if self.max_overlap is not None and not 0 <= self.max_overlap < 1:
+            raise ConfigError(
+                f"max_overlap is {self.max_overlap}; give 0 to 1 (1 excluded), or null for no limit"
             )
         if self.captioner is None and self.captions == "made":
             raise ConfigError("captions=made needs a captioner; name one, or give captions=beside")

@@ -9,13 +9,14 @@ from PIL import Image, ImageOps
 
 from kosmosg.construct.caption import Captioner
 from kosmosg.construct.entities import EntityFinder
-from kosmosg.construct.segment import THRESHOLD, Segmenter, cut
+from kosmosg.construct.segment import THRESHOLD, Segmenter, cut, largest_overlap
 from kosmosg.data.mentions import mentions
 from kosmosg.data.records import Entity, Example
 from kosmosg.errors import DataError, PromptError
 from kosmosg.images import to_rgb
 
 NO_ENTITIES = "no entities"
+ONE_MASK = "one mask for two entities"
 # Under this name an example's provenance lists the things that the segmenter did not find.
 NOT_FOUND = "not_found"
 # Crops of 512 pixels need no larger picture, and a step's memory grows with its area.
@@ -56,6 +57,7 @@ def construct(
     *,
     size: int = 512,
     threshold: float = THRESHOLD,
+    max_overlap: float | None = None,
     picture: Literal["square", "whole"] = "square",
     without_entities: Literal["leave_out", "keep"] = "leave_out",
     provenance: Mapping[str, str] | None = None,
@@ -67,6 +69,9 @@ def construct(
         steps: What makes captions, tags and masks.
         size: Of crops, and of a picture's shorter side, in pixels.
         threshold: Above which a pixel is an entity's.
+        max_overlap: Of any two entities' masks; a picture with more gives a DataError with the
+            reason ONE_MASK, as its example would show one thing under two names. None takes all, as
+            the paper, which names no such rule.
         picture: `square` keeps the centre square, `whole` all of it.
         without_entities: `leave_out` gives a DataError with the reason NO_ENTITIES.
         provenance: Added to that of each source.
@@ -88,11 +93,13 @@ def construct(
         target = _resized(image, size)
         entities: list[Entity] = []
         missed: list[str] = []
+        masks: list[np.ndarray] = []
         for start, end, _ in places:
             part = cut(image, next(maps), threshold=threshold, size=size)
             if part is None:
                 missed.append(caption[start:end])
                 continue
+            masks.append(part.mask)
             mask = Image.fromarray(part.mask).resize(target.size, Image.Resampling.NEAREST)
             entities.append(
                 Entity(
@@ -109,6 +116,13 @@ def construct(
                 f"picture {source.key}: nothing of {caption[:80]!r} was found in it; set"
                 " without_entities=keep to keep it",
                 reason=NO_ENTITIES,
+            )
+            continue
+        if max_overlap is not None and (overlap := largest_overlap(masks)) > max_overlap:
+            errors[index] = DataError(
+                f"picture {source.key}: two things of {caption[:80]!r} have one mask (overlap"
+                f" {overlap:.2f}); raise max_overlap={max_overlap} to keep it",
+                reason=ONE_MASK,
             )
             continue
         made[index] = Example(

@@ -1,5 +1,6 @@
 """Words to pixels: which part of a picture a phrase means, and that part cut out."""
 
+import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -229,6 +230,16 @@ def _runs(mask: np.ndarray) -> tuple[list[int], list[int], list[int]]:
     rows, starts = np.nonzero(changes == 1)
     ends = np.nonzero(changes == -1)[1]
     return rows.tolist(), starts.tolist(), ends.tolist()
+
+
+def largest_overlap(masks: Sequence[Bool[np.ndarray, "height width"]]) -> float:
+    """Return the largest overlap of any two masks of a picture, 0 to 1; 0 of fewer than two.
+
+    It is intersection over union: near 1 only where both are nearly the same pixels. Over the
+    smaller of the two instead, a hat would be taken for the man who wears it.
+    """
+    pairs = itertools.combinations(masks, 2)
+    return max((float((a & b).sum() / max(1, (a | b).sum())) for a, b in pairs), default=0.0)
 
 
 def square_box(mask: Bool[np.ndarray, "height width"]) -> Box:

@@ -19,6 +19,8 @@ from kosmosg.toyworld.captions import NOUNS, PLACE_PHRASES
 from kosmosg.toyworld.scenes import ACCESSORIES, COLOURS, PATTERN_COLOURS, PATTERNS, RADII, SHAPES
 
 MAX_WORDS = 60  # four creatures take fewer
+# Of two creatures' masks. Of right ones it is nearly 0, for creatures stand side by side.
+MAX_OVERLAP = 0.5
 Told = dict[str, str | None]
 
 

@@ -1,7 +1,8 @@
 """Two sets of stage 3 examples of the same pictures: the renderer's truth, and the steps'.
 
-They answer what construction costs: stage 3 is trained from each, all else alike. Edits and plain
-captions are the same for both. Drawn as `streams.stage3_stream` draws them, nothing held out.
+They answer what construction costs: stage 3 is trained from each, all else alike; what the steps
+leave out (`chain.MAX_OVERLAP`) the truth keeps. Edits and plain captions are the same for both.
+Drawn as `streams.stage3_stream` draws them, nothing held out.
 """
 
 import json
@@ -13,13 +14,14 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from kosmosg.construct.example import Source, Steps, construct
+from kosmosg.construct.example import ONE_MASK, Source, Steps, construct
 from kosmosg.data.mixture import seed_of
 from kosmosg.data.records import Entity, Example, Record
 from kosmosg.data.samples import to_bytes
 from kosmosg.data.tars import write_shard
-from kosmosg.errors import ConfigError, DataError
+from kosmosg.errors import ConfigError
 from kosmosg.toyworld.captions import FULL, arrange, name
+from kosmosg.toyworld.chain import MAX_OVERLAP
 from kosmosg.toyworld.render import render
 from kosmosg.toyworld.scenes import Scene
 from kosmosg.toyworld.segmenter import SIZE
@@ -59,7 +61,13 @@ def write(
     """
     if num_captions < 1:
         raise ConfigError(f"num_captions = {num_captions}; it must be at least 1")
-    settings = {"model": model, "seed": seed, "num_captions": num_captions, "per_shard": per_shard}
+    settings = {
+        "model": model,
+        "seed": seed,
+        "num_captions": num_captions,
+        "per_shard": per_shard,
+        "max_overlap": MAX_OVERLAP,
+    }
     _same_settings(out, settings)
     for part in SETS:
         (out / part).mkdir(exist_ok=True)
@@ -114,10 +122,13 @@ def _examples(
             Source(key=key, image=picture, provenance={**FROM, "constructed_by": model})
             for key, picture in zip(keys, pictures, strict=True)
         ]
-        for record in construct(sources, steps, size=SIZE, without_entities="keep"):
-            if isinstance(record, DataError):  # an empty caption: no captioner worth comparing
+        for record in construct(
+            sources, steps, size=SIZE, max_overlap=MAX_OVERLAP, without_entities="keep"
+        ):
+            if isinstance(record, Example):
+                made.append(record)
+            elif record.reason != ONE_MASK:  # an empty caption: no captioner worth comparing
                 raise record
-            made.append(record)
     return [_as_prompted(record, seed) for record in truths], [
         _as_prompted(record, seed) for record in made
     ]

@@ -24,6 +24,7 @@ from kosmosg.config import to_dict
 from kosmosg.data.mixture import Stream, rank_slice, seed_of
 from kosmosg.data.skips import Skips
 from kosmosg.errors import CheckpointError, ConfigError, KosmosGError
+from kosmosg.memory import hold_on
 from kosmosg.train import distributed
 from kosmosg.train.bysource import by_source, means, named
 from kosmosg.train.distributed import DTYPES, Precision, Ranks
@@ -149,6 +150,8 @@ def fit(
         if ranks.is_first:
             held.enter_context(open_run_dir(run_dir, kept, resume=resume))
         held.enter_context(torch.random.fork_rng())
+        if ranks.device.type == "cpu":
+            hold_on(2**31 - 1)  # each step frees and takes as much as the gradients have
         run = _Run(model, stage, config, run_dir, kept, ranks)
         held.enter_context(closing(run.keeper))
         if resume:

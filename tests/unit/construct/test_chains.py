@@ -17,7 +17,7 @@ from PIL import Image
 from kosmosg.construct import chain
 from kosmosg.construct.chain import MakeWorker, examples
 from kosmosg.construct.config import ClipSegConfig, ConstructConfig, MllmConfig, RuleConfig
-from kosmosg.construct.example import Source
+from kosmosg.construct.example import ONE_MASK, Source
 from kosmosg.construct.executor import run
 from kosmosg.construct.filters import FilterConfig
 from kosmosg.construct.folder import FolderUnit, TarUnit, list_units, sources_of
@@ -348,6 +348,25 @@ def test_a_picture_that_breaks_a_model_costs_itself(model_dir: Path) -> None:
     assert [one.key for one in made] == ["0", "2", "3"]
     assert skips.reasons == {"RuntimeError": 1}
     assert "picture 1: RuntimeError: CUDA error" in skips.named["RuntimeError"][0]
+
+
+def test_one_mask_for_two_things_is_a_rule_and_no_bad_picture(model_dir: Path) -> None:
+    def segmenter(images: list[Image.Image], phrases: list[str]) -> list[np.ndarray]:
+        assert len(images) == len(phrases)
+        return [np.eye(8, dtype=np.float32).repeat(2, 0) for _ in phrases]
+
+    config = config_of(model_dir, max_overlap=0.5)
+    steps = dataclasses.replace(load(config), segmenter=segmenter)
+    batch = [
+        Source(key=caption.replace(" ", "-"), image=Image.new("RGB", (8, 8)), caption=caption)
+        for caption in ("a red fox", "a red fox and a star", "a star")
+    ]
+    skips = Skips(limit=0.0)
+    made = list(examples(batch, steps, config, skips, provenance={}))
+    assert [one.key for one in made] == ["a-red-fox", "a-star"]
+    assert skips.dropped == {ONE_MASK: 1}
+    assert skips.reasons == {}
+    assert skips.named[ONE_MASK][0].startswith("picture a-red-fox-and-a-star: two things of")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -29,6 +29,7 @@ def test_the_recipes_are_what_the_paper_and_the_release_say() -> None:
     assert (released.entities.decoding, released.entities.max_new_tokens) == ("released", 10)
     assert (released.segmenter.threshold, released.size) == (0.3, 512)
     assert (released.picture, released.without_entities) == ("square", "leave_out")
+    assert released.max_overlap is paper().max_overlap is None  # neither names such a rule
 
 
 @pytest.mark.parametrize("name", RECIPES)
@@ -61,6 +62,7 @@ def test_a_step_is_changed_by_its_path() -> None:
         ("size=0", "size is 0"),
         ("batch_size=0", "batch_size"),
         ("segmenter.threshold=1.0", "between 0 and 1"),
+        ("max_overlap=1.0", "max_overlap is 1.0; give 0 to 1"),
         ("captioner=null", "captions=beside"),
         ("segmenter.thresh=0.5", "segmenter.threshold"),
         ("captions=none", "beside"),

@@ -5,7 +5,15 @@ import pytest
 from PIL import Image
 
 from kosmosg.construct.entities import rule_finder
-from kosmosg.construct.example import MAX_PHRASES, NO_ENTITIES, NOT_FOUND, Source, Steps, construct
+from kosmosg.construct.example import (
+    MAX_PHRASES,
+    NO_ENTITIES,
+    NOT_FOUND,
+    ONE_MASK,
+    Source,
+    Steps,
+    construct,
+)
 from kosmosg.data.records import Example
 from kosmosg.data.samples import from_bytes, to_bytes
 from kosmosg.errors import DataError
@@ -130,6 +138,45 @@ def test_a_picture_in_which_nothing_is_found(caption: str) -> None:
     (kept,) = construct([source], STEPS, size=40, without_entities="keep")
     assert isinstance(kept, Example)
     assert kept.entities == ()
+
+
+def confused(images: Sequence[Image.Image], phrases: Sequence[str]) -> list[np.ndarray]:
+    """A segmenter that takes a whale for a fox."""
+    return by_hue(images, [phrase.replace("whale", "fox") for phrase in phrases])
+
+
+def test_a_record_that_shows_one_thing_under_two_names_is_left_out() -> None:
+    steps = Steps(captioner=captioner, finder=rule_finder(), segmenter=confused)
+    sources = [
+        Source(key="a", image=picture("fox", "frog")),
+        Source(key="b", image=picture("frog", "fox", "whale")),
+        Source(key="c", image=picture("frog")),
+    ]
+    made = construct(sources, steps, size=40, max_overlap=0.5)
+    assert [one.key if isinstance(one, Example) else one.reason for one in made] == [
+        "a",
+        ONE_MASK,
+        "c",
+    ]
+    assert "picture b: two things of 'a big fox and" in str(made[1])
+    assert [e.mention for e in made[2].entities] == ["big frog"]  # with a map of its own
+    # The paper has no such rule.
+    (kept,) = construct(sources[1:2], steps, size=40)
+    assert [e.mention for e in kept.entities] == ["big fox", "big frog", "big whale"]
+    assert kept.entities[0].mask.tobytes() == kept.entities[2].mask.tobytes()
+
+
+def test_a_thing_that_another_wears_is_no_second_name_of_it() -> None:
+    def nested(images: Sequence[Image.Image], phrases: Sequence[str]) -> list[np.ndarray]:
+        maps = [np.full((40, 40), 0.02, np.float32) for _ in images]
+        for one, phrase in zip(maps, phrases, strict=True):
+            one[4 : 12 if "hat" in phrase else 36, 8:32] = 0.95
+        return maps
+
+    steps = Steps(captioner=None, finder=rule_finder(), segmenter=nested)
+    source = Source(key="a", image=picture("fox"), caption="a fox with a hat")
+    (made,) = construct([source], steps, size=40, max_overlap=0.5)
+    assert [entity.mention for entity in made.entities] == ["fox", "hat"]
 
 
 def test_one_bad_picture_or_answer_leaves_the_others_alone() -> None:

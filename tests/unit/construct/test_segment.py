@@ -12,6 +12,7 @@ from kosmosg.construct.segment import (
     clipseg,
     cut,
     dilate,
+    largest_overlap,
     largest_part,
     mask_of,
     square_box,
@@ -237,3 +238,19 @@ def test_a_thing_longer_than_the_other_side_stands_on_white() -> None:
     assert part.crop.size == (40, 40)
     assert part.crop.getpixel((20, 2)) == (255, 255, 255)
     assert part.crop.getpixel((20, 20)) == (0, 128, 0)
+
+
+def test_overlap_is_of_the_two_that_are_most_alike() -> None:
+    left, right, apart = mask("###.", "###."), mask(".###", ".###"), mask("...#", "....")
+    assert largest_overlap([left, right]) == pytest.approx(4 / 8)
+    assert largest_overlap([apart, left, right]) == pytest.approx(4 / 8)
+    assert largest_overlap([left, apart]) == 0
+    assert largest_overlap([left, right, left]) == 1
+    assert largest_overlap([left]) == largest_overlap([]) == 0
+
+
+def test_a_part_overlaps_little_with_its_whole() -> None:
+    whole = np.ones((10, 10), bool)
+    hat = np.zeros((10, 10), bool)
+    hat[:2] = True
+    assert largest_overlap([whole, hat]) == pytest.approx(0.2)

@@ -202,6 +202,21 @@ def test_both_sets_show_the_same_pictures(nano_dir: Path, tmp_path: Path) -> Non
         shards.write(steps, tmp_path, model="toy", num_captions=4, per_shard=4)
 
 
+def test_what_the_steps_leave_out_stays_in_the_truth(tmp_path: Path) -> None:
+    """What shows one thing under two names; here every other picture."""
+    captions = ("a red star in the snow", "a red star and a blue oval in the snow")
+    steps = Steps(
+        captioner=lambda images: [captions[place % 2] for place in range(len(images))],
+        finder=nano_finder(),
+        segmenter=lambda images, _phrases: [np.ones((64, 64), np.float32) for _ in images],
+    )
+    shards.write(steps, tmp_path, model="toy", num_captions=2)
+    truth, made = (records(tmp_path / name / "000000.tar") for name in ("truth", "constructed"))
+    keys = [one.key for one in truth]
+    assert len(keys) == 4
+    assert [one.key for one in made] == keys[::2]
+
+
 def test_a_generic_mention_moves_those_after_it() -> None:
     picture = Image.new("RGB", (64, 64))
     mask = Image.new("1", (64, 64), 1)
