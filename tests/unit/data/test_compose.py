@@ -158,3 +158,16 @@ class Wrong:
 def test_a_stream_of_nothing_to_show_ends_it():
     with pytest.raises(DataError, match="16 records in a row could not be composed"):
         Composing(Wrong(), seed=1, skips=Skips(limit=1.0)).batch(0, 1)
+
+
+def test_both_probabilities_can_be_turned_off():
+    record = example("a cat and a dog", "a cat", "a dog")
+    for seed in range(8):
+        rng = np.random.default_rng(seed)
+        composed = compose(record, rng, drop_probability=0.0, background_probability=0.0)
+        words = [part for part in composed.prompt if isinstance(part, str)]
+        assert "".join(words).split() == ["a", "cat", "and", "a", "dog"]
+        shown = [part for part in composed.prompt if isinstance(part, Image.Image)]
+        for picture, entity in zip(shown, record.entities, strict=True):
+            assert np.array_equal(np.asarray(picture), np.asarray(entity.cutout))
+            assert not np.array_equal(np.asarray(picture), np.asarray(entity.crop))

@@ -93,8 +93,9 @@ def score_of(values: Values) -> Score:
     Wilson's where they are answers, right or wrong; else 1.96 standard errors.
 
     Example:
-        >>> score_of(np.array([True] * 9 + [False]))
-        Score(mean=0.9, low=0.5958..., high=0.9821...)
+        >>> score = score_of(np.array([True] * 9 + [False]))
+        >>> score.mean, round(score.low, 3), round(score.high, 3)
+        (0.9, 0.596, 0.982)
     """
     mean = float(values.mean())
     if values.dtype == bool:
