@@ -29,8 +29,8 @@ from kosmosg.toyworld.scenes import Scene
 from kosmosg.toyworld.subject import NUM_PICTURES, held_out, photos, prompts_of
 
 WORD, LIKE = "thing", "creature"  # the word that is learned anew, and what it begins as
-STEPS, BATCH, LR = 200, 10, 2e-2
-SECONDS_A_STEP = 0.4
+STEPS, BATCH, LR = 400, 10, 2e-2
+SECONDS_A_STEP = 0.2
 
 
 def learned(setting: Setting, shown: Sequence[Scene], seed: int) -> Float[Tensor, " width"]:
