@@ -7,7 +7,7 @@ rows in the authors' manner (tab-separated, base64 of PNG). Three readers make m
 same kind of process, in turns:
 
     ours    bytes, records, coins of composition, views, tokens, a batch: all but the scaling of
-            targets to [-1, 1], which stage 3 does on its device
+            pictures' bytes, which stage 3 does on its device ("where used" below, by one thread)
     floor   only the JPEG decoding of the pictures that stage 3 shows and the two resizes, by Pillow
     rows    the authors' way: line, base64, PNG, float64 transforms, a batch
 
@@ -41,9 +41,11 @@ from kosmosg.data.samples import from_bytes, to_bytes
 from kosmosg.data.sources import DataConfig, SourceConfig, open_stream
 from kosmosg.data.tars import read_index, read_sample, write_shard
 from kosmosg.images import CLIP_MEAN, CLIP_STD
+from kosmosg.model.image_decoder import ImageDecoder
+from kosmosg.sequence import with_values
 from kosmosg.tokenizer import Tokenizer
 from kosmosg.train.prefetch import Plan
-from kosmosg.train.stage3_instruct import InstructStage
+from kosmosg.train.stage3_instruct import InstructBatch, InstructStage
 from kosmosg.train.workers import Workers
 
 SIDE, SEEN = 512, 224
@@ -113,13 +115,13 @@ def _row(picture: Image.Image) -> str:
 
 def instruct(side: int = SIDE, seen: int = SEEN) -> InstructStage:
     """Return stage 3 as far as batches go: its decoder is not needed for them."""
-    decoder: Any = torch.nn.Identity()
+    nothing: Any = torch.nn.Identity()
     return InstructStage(
         tokenizer=Tokenizer.from_words(sorted(set(CAPTION.split()))),
         num_latents=64,
         image_size=seen,
         target_size=side,
-        image_decoder=decoder,
+        image_decoder=ImageDecoder(nothing, nothing),
         trainable=(),
         condition_drop=0.0,
         loss_weighting="uniform",
@@ -242,7 +244,7 @@ def rate(make: Callable[[], tuple[Stream, Any]], samples: int, workers: int) -> 
     stream, stage = make()
     first = 2 * workers + 1
     batches = range(first + samples // MICRO_BATCH)
-    with closing(Workers(plan(stream, stage, batches), workers=workers)) as reading:
+    with closing(Workers(plan(stream, stage, batches), workers=workers, timeout_s=None)) as reading:
         steps = iter(reading)
         for _ in range(first):
             next(steps)
@@ -306,7 +308,9 @@ def memory(folder: Path, samples: int) -> dict[str, float]:
     )
     held: list[int] = []
     batches = range(samples // MICRO_BATCH)
-    with closing(Workers(plan(stream, Watched(instruct(64, 64)), batches), workers=1)) as reading:
+    with closing(
+        Workers(plan(stream, Watched(instruct(64, 64)), batches), workers=1, timeout_s=None)
+    ) as reading:
         for _, (piece,) in reading:
             held.append(int(piece.batch))
     tenth = len(held) // 10
@@ -329,10 +333,12 @@ def profile(folder: Path) -> dict[str, float]:
     )
     stage = instruct()
     composed = stream.batch(0, len(files))
+    batch = stage.collate(composed)
     parts = {
         "bytes to record (target decoded)": lambda: [from_bytes(*one) for one in files],
         "all to composed": lambda: stream.batch(0, len(files)),
         "collate": lambda: stage.collate(composed),
+        "where used: bytes to numbers": lambda: _scaled(batch),
     }
     found = {}
     for name, part in parts.items():
@@ -343,6 +349,11 @@ def profile(folder: Path) -> dict[str, float]:
             times.append(perf_counter() - began)
         found[name] = round(1e3 * min(times) / len(files), 3)
     return found
+
+
+def _scaled(batch: InstructBatch) -> tuple[Tensor | None, list[Tensor | None]]:
+    """Return targets and views as numbers, as the stage's loss does."""
+    return batch.target_images, [with_values(one).pixel_values for one in batch.sequences.batches]
 
 
 def main() -> None:

@@ -172,7 +172,7 @@ def multiplication(product: Product, dtype: torch.dtype) -> tuple[Callable[[], N
             if product.stored:
                 F.linear(left[0], right[0])
             else:
-                left @ right.transpose(1, 2)
+                torch.bmm(left, right.transpose(1, 2))
 
     return multiply, turns
 

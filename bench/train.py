@@ -58,7 +58,7 @@ from kosmosg.train.run import Parts, make_stage
 from kosmosg.train.stage import Stage, freeze_except, micro_batch_generator
 from kosmosg.train.stage1_language import LanguageStage
 from kosmosg.train.stage2_align import AlignStage, CaptionGroup, TextTower
-from kosmosg.train.stage3_instruct import InstructBatch, InstructStage
+from kosmosg.train.stage3_instruct import InstructBatch, InstructConfig, InstructStage
 
 PARTS = ("stage1", "stage2", "stage3", "loop", "padding")
 FULL_DEPTH = 24
@@ -234,7 +234,7 @@ def stage3(setting: Setting) -> dict[str, Any]:
     )
     with torch.device("meta"):
         unet = UNet2DConditionModel(cross_attention_dim=768, sample_size=64)
-        vae = AutoencoderKL.from_config(VAE)
+        vae: Any = AutoencoderKL.from_config(VAE)
     decoder = ImageDecoder(setting.frozen(vae), setting.frozen(unet))
     last = setting.depth - 1
     stage = InstructStage(
@@ -328,10 +328,15 @@ class Timed:
         self.collate, self.weight = stage.collate, stage.weight
         self.began: list[float] = []
 
-    def loss(self, *given: Any) -> dict[str, Tensor]:  # noqa: ANN401 - as the stage's own
+    def loss(
+        self,
+        model: Any,  # noqa: ANN401 - what the stage takes
+        batch: Any,  # noqa: ANN401
+        generator: torch.Generator,
+    ) -> dict[str, Tensor]:
         """Return the stage's loss."""
         self.began.append(perf_counter())
-        return self._stage.loss(*given)
+        return self._stage.loss(model, batch, generator)
 
     def mean_s(self) -> float:
         """Return the time from one step to the next; the first two warm up."""
@@ -343,6 +348,7 @@ def loop(setting: Setting, steps: int = 40) -> dict[str, Any]:
     torch.set_num_threads(1)
     pipeline = KosmosGPipeline.from_pretrained(find("nano"))
     recipe = nano.stage3()
+    assert isinstance(recipe.stage, InstructConfig)
     kept = {"log_every": 1, "checkpoint_s": 180.0}
     config = replace(recipe.train, steps=steps, precision=_name(setting.dtype), **kept)
     least = {"fit": float("inf"), "bare": float("inf")}

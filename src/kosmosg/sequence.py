@@ -9,15 +9,17 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Int, UInt8
 from PIL import Image
 from torch import Tensor
 
 from kosmosg.errors import PromptError
-from kosmosg.images import clip_view
+from kosmosg.images import clip_pixels, clip_view, normalised
 from kosmosg.tokenizer import Tokenizer
 
 Prompt = Sequence[str | Image.Image]
+# What the vision tower sees; while they travel, pictures may be bytes in their own order.
+Seen = Float[Tensor, "images 3 height width"] | UInt8[Tensor, "images height width 3"]
 IGNORED = -100
 
 
@@ -30,7 +32,7 @@ class Encoded:
 
     input_ids: Int[Tensor, " seq"]
     image_mask: Bool[Tensor, " seq"]
-    pixel_values: Float[Tensor, "images 3 height width"] | None
+    pixel_values: Seen | None
     labels: Int[Tensor, " seq"] | None = None
     image_weights: Float[Tensor, " images"] | None = None
     document_ids: Int[Tensor, " seq"] | None = None
@@ -67,7 +69,7 @@ class Batch:
     input_ids: Int[Tensor, "batch seq"]
     attention_mask: Bool[Tensor, "batch seq"]
     image_mask: Bool[Tensor, "batch seq"]
-    pixel_values: Float[Tensor, "pictures 3 height width"] | None
+    pixel_values: Seen | None
     labels: Int[Tensor, "batch seq"] | None = None
     image_index: Int[Tensor, " images"] | None = None
     image_weights: Float[Tensor, " images"] | None = None
@@ -98,6 +100,7 @@ def encode(
     image_size: int,
     image_weights: Sequence[float] | None = None,
     views: dict[int, Tensor] | None = None,
+    as_bytes: bool = False,
 ) -> Encoded:
     """Return the sequence of a prompt as the image decoder is conditioned on it: without `</s>`.
 
@@ -111,6 +114,7 @@ def encode(
             left out, slots and brackets. None: 1 for all.
         views: Keeps what the vision tower sees of each picture, by the picture's `id`, for further
             prompts with the same ones.
+        as_bytes: Leave pictures as they are before they are normalised, for `with_values`.
 
     Raises:
         PromptError: If a part is neither text nor picture, or a picture cannot be used.
@@ -138,7 +142,7 @@ def encode(
             ids += [tokenizer.image_id] * (1 + num_latents) + [tokenizer.end_image_id]
             slots += [False] + [True] * num_latents + [False]
             if id(part) not in views:
-                views[id(part)] = clip_view(part, image_size)
+                views[id(part)] = (clip_pixels if as_bytes else clip_view)(part, image_size)
             pictures.append(views[id(part)])
     return Encoded(
         input_ids=torch.tensor(ids),
@@ -286,6 +290,14 @@ def collate(encoded: Sequence[Encoded], *, pad_id: int) -> Batch:
         image_weights=_weights(encoded),
         document_ids=_document_ids(encoded),
     )
+
+
+def with_values(batch: Batch) -> Batch:
+    """Return the batch with pictures that travelled as bytes as the vision tower takes them."""
+    pixels = batch.pixel_values
+    if pixels is None or pixels.dtype != torch.uint8:
+        return batch
+    return replace(batch, pixel_values=normalised(pixels))
 
 
 def share_pictures(batch: Batch) -> Batch:

@@ -19,10 +19,12 @@ from kosmosg.images import (
     CLIP_MEAN,
     CLIP_STD,
     Look,
+    clip_pixels,
     clip_view,
     decoder_pixels,
     decoder_view,
     look_at,
+    normalised,
     open_image,
     scaled,
     to_pil,
@@ -385,3 +387,13 @@ def test_views_have_the_bits_of_float64_at_every_level() -> None:
     assert decoder_view(image, 16).equal(target)
     pixels = torch.from_numpy(np.stack([decoder_pixels(image, 16)] * 2))
     assert scaled(pixels).equal(torch.stack([target] * 2))
+
+
+def test_bytes_normalised_later_have_the_bits_of_the_view() -> None:
+    levels = np.arange(256, dtype=np.uint8)
+    every = Image.fromarray(np.stack([levels, levels[::-1], np.roll(levels, 7)], -1)[None])
+    square = every.resize((256, 256), Image.Resampling.NEAREST)
+    for image in (square, gradient()):
+        pixels = clip_pixels(image, 64 if image is not square else 256)
+        assert pixels.dtype == torch.uint8
+        assert torch.equal(normalised(pixels), clip_view(image, len(pixels)))

@@ -11,6 +11,7 @@ from kosmosg.errors import PromptError
 from kosmosg.images import clip_view
 from kosmosg.sequence import (
     IGNORED,
+    Batch,
     Encoded,
     Prompt,
     Segment,
@@ -21,6 +22,7 @@ from kosmosg.sequence import (
     encode_row,
     length,
     null,
+    with_values,
 )
 from toys.parts import IMAGE_SIZE, NUM_LATENTS, TOKENIZER
 
@@ -275,3 +277,22 @@ def test_a_batch_of_rows_knows_its_documents() -> None:
     assert collate([document(["a"])], pad_id=PAD).document_ids is None
     with pytest.raises(ValueError, match="no segments in a row"):
         row()
+
+
+def test_pictures_travel_as_bytes_and_become_the_same_numbers() -> None:
+    pictures = [Image.new("RGB", (40, 30), colour) for colour in ("red", "teal")]
+    sizes = {"num_latents": NUM_LATENTS, "image_size": IMAGE_SIZE}
+    prompts = [["a", pictures[0]], [pictures[1], "b", pictures[0]], ["c"]]
+
+    def batch(*, as_bytes: bool) -> Batch:
+        encoded = [encode(one, TOKENIZER, **sizes, as_bytes=as_bytes) for one in prompts]
+        return collate(encoded, pad_id=TOKENIZER.pad_id)
+
+    values, travelling = batch(as_bytes=False).pixel_values, batch(as_bytes=True)
+    assert values is not None
+    assert travelling.pixel_values is not None
+    assert travelling.pixel_values.numel() == values.numel()
+    assert travelling.pixel_values.dtype == torch.uint8
+    arrived = with_values(travelling).pixel_values
+    assert arrived is not None
+    assert torch.equal(arrived, values)

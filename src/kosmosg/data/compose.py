@@ -17,8 +17,7 @@ from kosmosg.sequence import Prompt
 
 DROP_PROBABILITY = 0.5
 BACKGROUND_PROBABILITY = 0.5
-ATTEMPTS = 16
-# What `Composing` notes: a picture opens the prompt, and the release would have lost the sample.
+# What `compose_at` notes: a picture opens the prompt, and the release would have lost the sample.
 LOST_BY_RELEASE = "kept, though the release loses it"
 
 Drop = Literal["sample", "entity"]
@@ -134,18 +133,47 @@ def _texts(text: str) -> list[str]:
     return [text] if text else []
 
 
-class Composing:
-    """A stream of records as stage 3 shows them; the coins depend on (seed, index) only.
+def compose_at(
+    number: int,
+    record: Record,
+    *,
+    seed: int,
+    drop: Drop = "sample",
+    drop_probability: float = DROP_PROBABILITY,
+    background_probability: float = BACKGROUND_PROBABILITY,
+    skips: Skips | None = None,
+) -> Composed:
+    """Return record `number` of a stream as stage 3 shows it; its coins depend on (seed, number).
 
-    A record that cannot be shown, most often as a picture of it is damaged, is counted, and another
-    of the stream, drawn from (seed, index, attempt), stands in its place.
+    Args:
+        number: Its place.
+        record: What stands there.
+        seed: Of the coins.
+        drop: As `compose`, and so the probabilities.
+        skips: Notes records that the release would have lost.
+
+    Raises:
+        DataError: As `compose`.
+    """
+    composed = compose(
+        record,
+        np.random.default_rng(seed_of(seed, number)),
+        drop=drop,
+        drop_probability=drop_probability,
+        background_probability=background_probability,
+    )
+    if skips is not None and _lost_by_release(record, composed):
+        skips.note(LOST_BY_RELEASE)
+    return composed
+
+
+class Composing:
+    """A stream of whole records, such as drawn ones, as stage 3 shows them; `Shards` finish theirs.
 
     Args:
         stream: Records.
         seed: Of the coins.
-        drop: As `compose`, and so the probabilities.
-        skips: Counts records left out, and notes those that the release would have lost. None: the
-            first bad record is an error.
+        drop_probability: As `compose`, and so the next.
     """
 
     def __init__(
@@ -153,17 +181,13 @@ class Composing:
         stream: Stream,
         *,
         seed: int,
-        drop: Drop = "sample",
         drop_probability: float = DROP_PROBABILITY,
         background_probability: float = BACKGROUND_PROBABILITY,
-        skips: Skips | None = None,
     ) -> None:
         self._stream = stream
         self._seed = seed
-        self._drop: Drop = drop
         self._drop_probability = drop_probability
         self._background_probability = background_probability
-        self._skips = skips
 
     @property
     def sources(self) -> tuple[str, ...]:
@@ -176,39 +200,17 @@ class Composing:
 
     def batch(self, step: int, size: int) -> list[Composed]:
         """Return records number `step * size` to `(step + 1) * size - 1`, composed."""
+        records = self._stream.batch(step, size)
         return [
-            self._composed(record, step * size + offset)
-            for offset, record in enumerate(self._stream.batch(step, size))
+            compose_at(
+                number,
+                record,
+                seed=self._seed,
+                drop_probability=self._drop_probability,
+                background_probability=self._background_probability,
+            )
+            for number, record in enumerate(records, step * size)
         ]
-
-    def _composed(self, record: Record, index: int) -> Composed:
-        last: DataError | None = None
-        for attempt in range(ATTEMPTS):
-            try:
-                rng = np.random.default_rng(seed_of(self._seed, index))
-                composed = compose(
-                    record,
-                    rng,
-                    drop=self._drop,
-                    drop_probability=self._drop_probability,
-                    background_probability=self._background_probability,
-                )
-            except DataError as error:
-                if self._skips is None:
-                    raise
-                self._skips.skip(error)
-                last = error
-                instead = seed_of(self._seed, "instead", index, attempt) % 2**48
-                (record,) = self._stream.batch(instead, 1)
-            else:
-                if self._skips is not None and _lost_by_release(record, composed):
-                    self._skips.note(LOST_BY_RELEASE)
-                return composed
-        raise DataError(
-            f"{ATTEMPTS} records in a row could not be composed; the last: {last}; look at them"
-            " with `kosmosg data validate`",
-            reason="too many left out",
-        )
 
 
 def _lost_by_release(record: Record, composed: Composed) -> bool:

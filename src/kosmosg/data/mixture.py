@@ -162,6 +162,8 @@ class Mixture:
 
     def _order(self, block: int) -> np.ndarray:
         """Return which source each record of a block is of."""
+        if len(self._sources) == 1:  # every order is the same, and drawing one takes a while
+            return self._block
         known = self._last
         if known is None or known[0] != block:
             rng = np.random.default_rng(seed_of(self._seed, block))

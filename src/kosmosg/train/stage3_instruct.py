@@ -13,7 +13,7 @@ from kosmosg.data.compose import Composed
 from kosmosg.images import decoder_pixels, scaled
 from kosmosg.model.image_decoder import ImageDecoder
 from kosmosg.model.kosmosg import KosmosG
-from kosmosg.sequence import encode, null
+from kosmosg.sequence import encode, null, with_values
 from kosmosg.tokenizer import Tokenizer
 from kosmosg.train.cache import TensorCache, key_of
 from kosmosg.train.lengths import Groups, group
@@ -48,8 +48,8 @@ class InstructConfig:
 class InstructBatch:
     """Prompts and their targets: pictures, what the VAE makes of them, or the stream's latents.
 
-    Pictures travel as bytes, and are scaled to [-1, 1] where they are used. `keys` are theirs in
-    the cache that lacks any of them. `posterior` holds mean and deviation of each. With
+    Pictures travel as bytes, and are scaled to their ranges where they are used. `keys` are the
+    targets' in the cache that lacks any of them. `posterior` holds mean and deviation of each. With
     `null_among`, the last prompt is the null prompt. `timesteps` are given for validation, and
     drawn else.
     """
@@ -124,7 +124,10 @@ class InstructStage:
 
     def collate(self, records: Sequence[Composed]) -> InstructBatch:
         """Return the prompts as sequences, and their targets."""
-        encoded = [encode(record.prompt, self._tokenizer, **self._sizes) for record in records]
+        encoded = [
+            encode(record.prompt, self._tokenizer, **self._sizes, as_bytes=True)
+            for record in records
+        ]
         null_among = self._length_groups is not None
         sequences = group(
             [*encoded, null(self._tokenizer)] if null_among else encoded,
@@ -200,7 +203,7 @@ class InstructStage:
         self, model: KosmosG, batch: InstructBatch
     ) -> tuple[Float[Tensor, "batch queries embed"], Float[Tensor, "1 queries embed"]]:
         """Return the prompt embeds, and those of the null prompt."""
-        parts = [model.encode(sequences) for sequences in batch.sequences.batches]
+        parts = [model.encode(with_values(sequences)) for sequences in batch.sequences.batches]
         embeds = torch.cat(parts)[batch.sequences.rows]
         if batch.null_among:
             return embeds[:-1], embeds[-1:]
