@@ -37,7 +37,14 @@ class Composed:
     latents: Float[Tensor, "channels height width"] | None = None
 
 
-def compose(record: Record, rng: np.random.Generator, *, drop: Drop = "sample") -> Composed:
+def compose(
+    record: Record,
+    rng: np.random.Generator,
+    *,
+    drop: Drop = "sample",
+    drop_probability: float = DROP_PROBABILITY,
+    background_probability: float = BACKGROUND_PROBABILITY,
+) -> Composed:
     """Return the record as stage 3 shows it: entities and edits as pictures among the words.
 
     A coin drops the words of entities (of an edit: the caption of the picture before), each of
@@ -46,6 +53,8 @@ def compose(record: Record, rng: np.random.Generator, *, drop: Drop = "sample") 
 
     Args:
         drop: One coin for all words of a sample, as released, or one for each entity.
+        drop_probability: That words are dropped.
+        background_probability: That an entity keeps its background.
 
     Raises:
         DataError: If the record has no picture to aim at, or the one to show is damaged.
@@ -57,12 +66,12 @@ def compose(record: Record, rng: np.random.Generator, *, drop: Drop = "sample") 
     """
     match record:
         case Example():
-            prompt = _interleave(record, rng, drop)
+            prompt = _interleave(record, rng, drop, drop_probability, background_probability)
             return Composed(
                 key=record.key, prompt=prompt, target=record.image, caption=record.caption
             )
         case Edit():
-            dropped = rng.random() < DROP_PROBABILITY
+            dropped = rng.random() < drop_probability
             prompt = [*_texts("" if dropped else record.caption), *record.before]
             return Composed(
                 key=record.key,
@@ -90,17 +99,23 @@ def compose(record: Record, rng: np.random.Generator, *, drop: Drop = "sample") 
             )
 
 
-def _interleave(record: Example, rng: np.random.Generator, drop: Drop) -> Prompt:
-    dropped = drop == "sample" and rng.random() < DROP_PROBABILITY
+def _interleave(
+    record: Example,
+    rng: np.random.Generator,
+    drop: Drop,
+    drop_probability: float,
+    background_probability: float,
+) -> Prompt:
+    dropped = drop == "sample" and rng.random() < drop_probability
     prompt: list[str | Image.Image] = []
     position = 0
     for entity in record.entities:
         if drop == "entity":
-            dropped = rng.random() < DROP_PROBABILITY
+            dropped = rng.random() < drop_probability
         snippet = record.caption[position : entity.start if dropped else entity.end]
         if snippet and not snippet.endswith(" "):
             snippet += " "
-        own_background = rng.random() < BACKGROUND_PROBABILITY
+        own_background = rng.random() < background_probability
         shown = entity.crop if own_background else entity.cutout
         prompt += [*_texts(snippet), _decoded(shown, record.key)]
         position = entity.end
@@ -119,7 +134,14 @@ def _texts(text: str) -> list[str]:
 
 
 def compose_at(
-    number: int, record: Record, *, seed: int, drop: Drop = "sample", skips: Skips | None = None
+    number: int,
+    record: Record,
+    *,
+    seed: int,
+    drop: Drop = "sample",
+    drop_probability: float = DROP_PROBABILITY,
+    background_probability: float = BACKGROUND_PROBABILITY,
+    skips: Skips | None = None,
 ) -> Composed:
     """Return record `number` of a stream as stage 3 shows it; its coins depend on (seed, number).
 
@@ -127,13 +149,19 @@ def compose_at(
         number: Its place.
         record: What stands there.
         seed: Of the coins.
-        drop: As `compose`.
+        drop: As `compose`, and so the probabilities.
         skips: Notes records that the release would have lost.
 
     Raises:
         DataError: As `compose`.
     """
-    composed = compose(record, np.random.default_rng(seed_of(seed, number)), drop=drop)
+    composed = compose(
+        record,
+        np.random.default_rng(seed_of(seed, number)),
+        drop=drop,
+        drop_probability=drop_probability,
+        background_probability=background_probability,
+    )
     if skips is not None and _lost_by_release(record, composed):
         skips.note(LOST_BY_RELEASE)
     return composed
@@ -145,11 +173,21 @@ class Composing:
     Args:
         stream: Records.
         seed: Of the coins.
+        drop_probability: As `compose`, and so the next.
     """
 
-    def __init__(self, stream: Stream, *, seed: int) -> None:
+    def __init__(
+        self,
+        stream: Stream,
+        *,
+        seed: int,
+        drop_probability: float = DROP_PROBABILITY,
+        background_probability: float = BACKGROUND_PROBABILITY,
+    ) -> None:
         self._stream = stream
         self._seed = seed
+        self._drop_probability = drop_probability
+        self._background_probability = background_probability
 
     @property
     def sources(self) -> tuple[str, ...]:
@@ -164,7 +202,13 @@ class Composing:
         """Return records number `step * size` to `(step + 1) * size - 1`, composed."""
         records = self._stream.batch(step, size)
         return [
-            compose_at(number, record, seed=self._seed)
+            compose_at(
+                number,
+                record,
+                seed=self._seed,
+                drop_probability=self._drop_probability,
+                background_probability=self._background_probability,
+            )
             for number, record in enumerate(records, step * size)
         ]
 

@@ -133,3 +133,16 @@ def test_what_the_release_loses_is_noted():
     assert skips.noted[LOST_BY_RELEASE] == opened > 50
     compose_at(0, DOG_AND_CAT, seed=1, skips=skips)
     assert skips.noted.total() == opened
+
+
+def test_both_probabilities_can_be_turned_off():
+    record = example("a cat and a dog", "a cat", "a dog")
+    for seed in range(8):
+        rng = np.random.default_rng(seed)
+        composed = compose(record, rng, drop_probability=0.0, background_probability=0.0)
+        words = [part for part in composed.prompt if isinstance(part, str)]
+        assert "".join(words).split() == ["a", "cat", "and", "a", "dog"]
+        shown = [part for part in composed.prompt if isinstance(part, Image.Image)]
+        for picture, entity in zip(shown, record.entities, strict=True):
+            assert np.array_equal(np.asarray(picture), np.asarray(entity.cutout))
+            assert not np.array_equal(np.asarray(picture), np.asarray(entity.crop))
