@@ -97,7 +97,6 @@ def create_app(
     )
     app.add_exception_handler(PlainHTTPException, _on_refusal)
     app.add_exception_handler(RequestValidationError, _on_invalid)
-    app.add_exception_handler(Exception, _on_mistake)
     _add_health(app, worker, metrics)
     _add_api(app, Service(worker, metrics))
     if _STATIC.is_dir():
@@ -200,8 +199,3 @@ async def _on_refusal(_: Request, error: Exception) -> Response:
 async def _on_invalid(request: Request, error: Exception) -> Response:
     assert isinstance(error, RequestValidationError)
     return await _on_refusal(request, invalid(error.errors()))
-
-
-async def _on_mistake(_: Request, __: Exception) -> Response:
-    body = error_body("the server made a mistake", status=500, code="internal_error")
-    return JSONResponse(body, 500)

@@ -1,5 +1,6 @@
 """A model on its device: loading it, what a picture takes of its memory, LoRA and ControlNets."""
 
+import copy
 import weakref
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -110,23 +111,20 @@ class Device:
             ],
             control_images=[fit(one.image, size) for one in arguments.get("control_images", ())],
         )
-        own = self.pipe.scheduler
-        self.pipe.scheduler = drawing.sampler_of(self.pipe, arguments.get("scheduler"), arguments)
-        try:
-            return paint(
-                self.pipe,
-                canvas,
-                width=size[0],
-                height=size[1],
-                num_inference_steps=arguments["num_inference_steps"],
-                guidance_scale=arguments["guidance_scale"],
-                prompt_embeds=condition.prompt_embeds,
-                negative_prompt_embeds=condition.negative_prompt_embeds,
-                generator=[torch.Generator().manual_seed(slot.seed)],
-                callback_on_step_end=each_step,
-            ).images[0]
-        finally:
-            self.pipe.scheduler = own
+        pipe = copy.copy(self.pipe)  # other threads ask ours for its sampler
+        pipe.scheduler = drawing.sampler_of(self.pipe, arguments.get("scheduler"), arguments)
+        return paint(
+            pipe,
+            canvas,
+            width=size[0],
+            height=size[1],
+            num_inference_steps=arguments["num_inference_steps"],
+            guidance_scale=arguments["guidance_scale"],
+            prompt_embeds=condition.prompt_embeds,
+            negative_prompt_embeds=condition.negative_prompt_embeds,
+            generator=[torch.Generator().manual_seed(slot.seed)],
+            callback_on_step_end=each_step,
+        ).images[0]
 
 
 @torch.no_grad()

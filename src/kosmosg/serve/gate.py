@@ -12,7 +12,7 @@ from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from kosmosg.serve.answers import refusal
+from kosmosg.serve.answers import error_body, refusal
 from kosmosg.serve.keys import Keys, is_loopback
 from kosmosg.serve.limits import Rate, Room
 from kosmosg.serve.metrics import Metrics
@@ -91,6 +91,11 @@ class Gate:
             if answer.status is None:
                 response = JSONResponse(error.detail, error.status_code, headers=error.headers)
                 await response(scope, receive, answer)
+        except Exception:  # noqa: BLE001 -- our mistakes; the log has them, the client an answer
+            _log.exception("a request failed")
+            if answer.status is None:
+                said = error_body("the server made a mistake", status=500, code="internal_error")
+                await JSONResponse(said, 500)(scope, receive, answer)
         finally:
             body.close()
             self._note(scope, answer.status, perf_counter() - began)

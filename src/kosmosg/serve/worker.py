@@ -181,7 +181,8 @@ class Worker:
         task = slot.task
         if task.left.is_set():
             return
-        device.wear(task.lora)
+        if task.drawing.seeds:  # a condition is read without the U-Net, and others may be drawing
+            device.wear(task.lora)
         with self._metrics.timed("encode"):
             device.encode(task)
         if not task.drawing.seeds:

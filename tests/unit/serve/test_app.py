@@ -5,6 +5,7 @@ import base64
 import io
 import json
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -112,6 +113,37 @@ def test_a_lora_is_that_of_generate_and_only_where_it_is_named(config: ServeConf
     load = {"loras": [config.loras["style"]], "lora_scales": [0.5]}
     np.testing.assert_array_equal(under, by_drawing(config, load))
     assert np.abs(under - without).max() > 1
+
+
+def test_a_condition_asked_for_meanwhile_takes_no_lora_away(config: ServeConfig, ask: Ask):
+    said = {"prompt": "a red cat", "seed": 5, "lora": "style", "num_inference_steps": 60}
+    with ThreadPoolExecutor(2) as pool:
+        drawing_it = pool.submit(ask, json=said)
+        while not drawing_it.done():
+            assert ask("/v1/conditions", json={"prompt": "a dog"}).status_code == 200
+    load = {"loras": [config.loras["style"]], "lora_scales": [1.0]}
+    drawn = by_drawing(config, load, num_inference_steps=60)
+    np.testing.assert_array_equal(picture(drawing_it.result()), drawn)
+
+
+def test_our_own_mistakes_are_answered_and_logged(config: ServeConfig, caplog: Any):
+    metrics = Metrics()
+    app = create_app(Worker(config, metrics), metrics=metrics)
+
+    @app.get("/mistake")
+    async def mistake() -> None:
+        raise LookupError("ours")
+
+    async def once() -> httpx.Response:
+        transport = httpx.ASGITransport(app=app)
+        async with httpx.AsyncClient(transport=transport, base_url="http://127.0.0.1") as http:
+            return await http.get("/mistake")
+
+    answer = asyncio.run(once())
+    assert answer.status_code == 500
+    assert answer.json()["error"]["code"] == "internal_error"
+    assert answer.headers["x-content-type-options"] == "nosniff"
+    assert "LookupError: ours" in caplog.text
 
 
 def test_a_control_is_that_of_generate(config: ServeConfig, ask: Ask):
