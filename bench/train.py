@@ -450,7 +450,7 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     if options.child:
-        hold_on(2**31 - 1)  # as `fit` does
+        hold_on(None)  # as `fit` does
         dtype = getattr(torch, options.dtype[0])
         setting = Setting(dtype=dtype, depth=options.depth, repeats=options.repeats)
         measure = {"stage1": stage1, "stage2": stage2, "stage3": stage3, "loop": loop}

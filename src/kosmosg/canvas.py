@@ -29,6 +29,7 @@ from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion_inpaint impo
 from PIL import Image, ImageOps
 
 from kosmosg.controlnet import check_controlnet, edges, load_controlnet
+from kosmosg.denoising import StepCallback
 from kosmosg.errors import ConfigError
 from kosmosg.images import check_finite, to_rgb
 from kosmosg.pipeline import Generator, GivenEmbeds, KosmosGPipeline
@@ -78,11 +79,13 @@ def paint(
     negative_prompt_embeds: GivenEmbeds | None = None,
     output_type: str = "pil",
     cross_attention_kwargs: dict[str, Any] | None = None,
+    callback_on_step_end: StepCallback | None = None,
     **only_ours: Any,  # noqa: ANN401 -- what else the pipeline's call takes
 ) -> Any:  # noqa: ANN401 -- diffusers' output, with `images`
     """Return pictures of the prompt that keep to the canvas; arguments as of the pipeline's call.
 
     Args:
+        callback_on_step_end: Called with diffusers' pipeline first, which is another than `pipe`.
         only_ours: Further arguments of the pipeline's call, which must say nothing (None).
 
     Raises:
@@ -132,6 +135,7 @@ def paint(
         # diffusers would turn values that are no numbers into black pixels
         output_type="pt" if output_type == "pil" else output_type,
         cross_attention_kwargs=cross_attention_kwargs,
+        callback_on_step_end=callback_on_step_end,
     )
     if output_type == "pil":
         check_finite(drawn.images)

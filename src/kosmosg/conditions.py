@@ -54,14 +54,7 @@ def save(condition: Condition, path: Path) -> None:
     Raises:
         CheckpointError: If it cannot be written; what was there stays.
     """
-    tensors = {name: getattr(condition, name) for name in (*_NEEDED, _OPTIONAL)}
-    kept = {
-        name: value.detach().cpu().contiguous().clone()  # clone: they may be views of one tensor
-        for name, value in tensors.items()
-        if value is not None
-    }
-    described = {"version": VERSION, **condition.provenance}
-    data = safetensors.torch.save(kept, metadata={_KEY: json.dumps(described)})
+    data = to_bytes(condition)
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
         part.write_bytes(data)
@@ -71,6 +64,18 @@ def save(condition: Condition, path: Path) -> None:
         raise CheckpointError(
             f"cannot write {path}: {error.strerror}; make room or choose another place"
         ) from None
+
+
+def to_bytes(condition: Condition) -> bytes:
+    """Return a condition as the bytes of its file."""
+    tensors = {name: getattr(condition, name) for name in (*_NEEDED, _OPTIONAL)}
+    kept = {
+        name: value.detach().cpu().contiguous().clone()  # clone: they may be views of one tensor
+        for name, value in tensors.items()
+        if value is not None
+    }
+    described = {"version": VERSION, **condition.provenance}
+    return safetensors.torch.save(kept, metadata={_KEY: json.dumps(described)})
 
 
 def load(path: Path) -> Condition:

@@ -125,15 +125,44 @@ def predict_noise(
     )[0]
     if not guided:
         return predicted
+    return combine(
+        predicted,
+        branches,
+        rows=rows,
+        guidance_scale=pipe.guidance_scale,
+        text_guidance_scale=pipe.text_guidance_scale,
+        picture_guidance_scale=pipe.picture_guidance_scale,
+        guidance_rescale=guidance_rescale,
+    )
+
+
+def combine(
+    predicted: Float[Tensor, "branches channels height width"],
+    branches: Branches,
+    *,
+    rows: int,
+    guidance_scale: float,
+    text_guidance_scale: float,
+    picture_guidance_scale: float,
+    guidance_rescale: float,
+) -> Latents:
+    """Return the one prediction that those of all branches make.
+
+    Args:
+        rows: Pictures that are generated.
+        guidance_scale: Where words and pictures are guided as one.
+        text_guidance_scale: Where there is a branch of the pictures alone.
+        picture_guidance_scale: Likewise.
+    """
     null_pred, noise_pred = predicted[:rows], predicted[-rows:]
     if branches.picture_rows is None:
-        guided_pred = guide(null_pred, noise_pred, guidance_scale=pipe.guidance_scale)
+        guided_pred = guide(null_pred, noise_pred, guidance_scale=guidance_scale)
     else:
         guided_pred = guide_apart(
             null_pred,
             predicted[branches.picture_rows],
             noise_pred,
-            text_guidance_scale=pipe.text_guidance_scale,
-            picture_guidance_scale=pipe.picture_guidance_scale,
+            text_guidance_scale=text_guidance_scale,
+            picture_guidance_scale=picture_guidance_scale,
         )
     return rescale(guided_pred, noise_pred, guidance_rescale=guidance_rescale)

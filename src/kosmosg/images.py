@@ -88,6 +88,21 @@ def open_later(data: bytes) -> Image.Image:
         return image
 
 
+def open_mask(source: str | Path | bytes | BinaryIO) -> Image.Image:
+    """Return a mask of an untrusted file as RGB, white where a picture is to be painted anew.
+
+    That is where it is transparent (OpenAI's masks), or where it is white if nothing in it is.
+
+    Raises:
+        PromptError: As `open_image`.
+    """
+    with _open(source) as (image, name):
+        if not image.has_transparency_data or _has_16_bits(image):
+            return to_rgb(image, name)
+        alpha = _upright(image).convert("RGBA").getchannel("A")
+        return ImageOps.invert(alpha).convert("RGB")
+
+
 def look_at(source: str | Path | bytes | BinaryIO) -> Look:
     """Return what there is in a file beside the picture that `open_image` returns.
 
@@ -162,6 +177,15 @@ def normalised(
     tables = torch.from_numpy(_CLIP_VALUES).to(pixels.device)
     channels = zip(tables, pixels.int().unbind(-1), strict=True)
     return torch.stack([table[levels] for table, levels in channels], -3)
+
+
+def clip_square(image: Image.Image, size: int = 224) -> Image.Image:
+    """Return the part of a picture that `clip_view` sees, with the very same view, in little room.
+
+    Raises:
+        PromptError: As `clip_view`.
+    """
+    return Image.fromarray(_centre_square(image, size, Image.Resampling.BICUBIC))
 
 
 def decoder_view(image: Image.Image, size: int = 512) -> Float[Tensor, "3 {size} {size}"]:

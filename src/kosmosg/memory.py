@@ -25,15 +25,15 @@ def give_back() -> None:
             trim(0)
 
 
-def hold_on(limit: int = 2**30) -> None:
-    """Keep what is freed from now on for this process's next blocks, up to `limit` bytes, < 2 GiB.
+def hold_on(limit: int | None = 2**30) -> None:
+    """Keep what is freed from now on for this process's next blocks, up to `limit` bytes or all.
 
     glibc gives blocks of a picture's or a weight's size back at once and takes fresh ones for the
-    next, whose pages then have to be made again: a third of a step of training on a CPU
-    (bench/train.py).
+    next, whose pages then have to be made again: a third of a step of training on a CPU, and more
+    where pages are slow to get (bench/train.py).
     """
     if sys.platform == "linux":
         set_option = getattr(ctypes.CDLL(None), "mallopt", None)  # musl has none
         if set_option is not None:
-            set_option(_M_MMAP_THRESHOLD, limit)
-            set_option(_M_TRIM_THRESHOLD, limit)
+            set_option(_M_MMAP_THRESHOLD, 2**31 - 1 if limit is None else limit)
+            set_option(_M_TRIM_THRESHOLD, -1 if limit is None else limit)

@@ -156,12 +156,18 @@ def unpack(value: Any, find: Callable[[Wanted], Picture | File]) -> Any:  # noqa
     return value
 
 
-def png(image: "Image.Image", note: Note) -> bytes:
-    """Return a picture as the bytes of a PNG file that carries `note`."""
+def png(image: "Image.Image", note: Note, *, xmp: str | None = None) -> bytes:
+    """Return a picture as the bytes of a PNG file that carries `note`, and what other tools read.
+
+    Args:
+        xmp: Metadata in Adobe's XML.
+    """
     from PIL import PngImagePlugin
 
     text = PngImagePlugin.PngInfo()
     text.add_text(KEY, json.dumps(config.to_dict(note)))
+    if xmp is not None:
+        text.add_itxt("XML:com.adobe.xmp", xmp)
     data = io.BytesIO()
     image.save(data, "PNG", pnginfo=text)
     return data.getvalue()

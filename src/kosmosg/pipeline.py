@@ -616,18 +616,23 @@ class KosmosGPipeline(DiffusionPipeline, UNetLoraLoaderMixin):
             guidance_interval=guidance_interval,
             guidance_rescale=guidance_rescale,
             num_inference_steps=num_inference_steps,
-            step_arguments=_accepted(self.scheduler.step, eta=eta, generator=generator),
+            step_arguments=accepted(self.scheduler.step, eta=eta, generator=generator),
             negative_prompt_embeds=negative_prompt_embeds,
             callback=callback_on_step_end,
             callback_inputs=callback_on_step_end_tensor_inputs,
         )
 
         # 7. Decode
-        images = self._decode(latents, generator, output_type)
+        images = self.decode(latents, generator, output_type)
         self.maybe_free_model_hooks()
         return ImagePipelineOutput(images=images) if return_dict else (images,)
 
-    def _decode(self, latents: Latents, generator: Generator | None, output_type: str) -> Any:  # noqa: ANN401 -- list of PIL pictures, array or tensor
+    def decode(self, latents: Latents, generator: Generator | None, output_type: str) -> Any:  # noqa: ANN401 -- list of PIL pictures, array or tensor
+        """Return what a call's `output_type` asks for of the latents at its end.
+
+        Raises:
+            ConfigError: If the pictures have values that are no numbers.
+        """
         if output_type == "latent":
             return latents
         vae: Any = self.vae  # diffusers types its argument as a FloatTensor, which no tensor is
@@ -653,7 +658,7 @@ def _defaults(unet: UNet2DConditionModel, vae_scale_factor: int) -> GenerationCo
     return GenerationConfig(height=side * vae_scale_factor, width=side * vae_scale_factor)
 
 
-def _accepted(function: Callable[..., object], **arguments: object) -> dict[str, Any]:
+def accepted(function: Callable[..., object], **arguments: object) -> dict[str, Any]:
     """Return those of the arguments that `function` takes: samplers differ."""
     parameters = inspect.signature(function).parameters
     return {name: value for name, value in arguments.items() if name in parameters}

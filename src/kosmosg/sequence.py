@@ -69,7 +69,10 @@ class Batch:
     input_ids: Int[Tensor, "batch seq"]
     attention_mask: Bool[Tensor, "batch seq"]
     image_mask: Bool[Tensor, "batch seq"]
-    pixel_values: Seen | None
+    # Fewer than there are in the sequences, where those share some.
+    pixel_values: (
+        Float[Tensor, "pictures 3 height width"] | UInt8[Tensor, "pictures height width 3"] | None
+    )
     labels: Int[Tensor, "batch seq"] | None = None
     image_index: Int[Tensor, " images"] | None = None
     image_weights: Float[Tensor, " images"] | None = None

@@ -32,6 +32,7 @@ PAGES = ["README.md"] + [
         "toyworld",
         "verify",
         "results",
+        "claims",
     )
 ]
 # What a shell block may call besides our own commands.

@@ -18,6 +18,7 @@ import typer
 
 from kosmosg.cli import (
     caption,
+    claims,
     construct,
     convert,
     data,
@@ -26,6 +27,7 @@ from kosmosg.cli import (
     generate,
     replay,
     runs,
+    serve,
     tools,
     train,
     verify,
@@ -43,7 +45,7 @@ app = typer.Typer(
 )
 for _noun in (
     *(generate, replay, encode, caption, convert, tools, verify),
-    *(construct, train, runs, evaluate, data),
+    *(construct, train, runs, evaluate, claims, data, serve),
 ):
     app.add_typer(_noun.app)
 

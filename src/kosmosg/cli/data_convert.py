@@ -1,10 +1,9 @@
 """`kosmosg data convert`: other people's formats to shards, stopped and begun again at will."""
 
-import hashlib
 import json
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from difflib import get_close_matches
 from itertools import chain, islice
 from pathlib import Path
@@ -25,17 +24,13 @@ STATS = "stats.json"
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
-    """What decides which record goes into which shard; a directory is made with one of it.
-
-    `screen` is what says which records `Screen.records` drops.
-    """
+    """What decides which record goes into which shard; a directory is made with one of it."""
 
     format: str
     per_shard: int = 1000
     pictures: Literal["jpg", "png"] = "jpg"
     limit: int | None = None
     documents: Literal["file", "paragraph", "line"] | None = None
-    screen: Mapping[str, Any] | None = None
 
 
 def convert(
@@ -91,7 +86,9 @@ def convert(
       kosmosg data convert folders my-edits/ -o shards/edits --pictures png
       kosmosg data convert text books/ -o shards/books --documents paragraph
     """  # noqa: D301 -- click's mark for text to be kept as it is
+    from kosmosg.construct.output import hold
     from kosmosg.data.readers.formats import READERS, detect
+    from kosmosg.data.skips import Skips
 
     name = detect(source) if format_name == "auto" else _known(format_name, [*READERS, "auto"])
     if documents is not None and name != "text":
@@ -99,39 +96,10 @@ def convert(
     settings = Settings(
         format=name, per_shard=per_shard, pictures=pictures, limit=limit, documents=documents
     )
-    convert_to(source, output, settings, bad=bad)
-
-
-def convert_to(
-    source: Path,
-    output: Path,
-    settings: Settings,
-    *,
-    bad: float,
-    screen: "Callable[[Iterator[Any], Skips], Iterator[Any]] | None" = None,
-) -> None:
-    """Write the shards of one format, and print their directory.
-
-    Args:
-        source: What `settings.format` reads.
-        output: Where shards go, and beside each its json if there is a screen.
-        settings: Of the directory.
-        bad: The share of bad records beyond which to stop.
-        screen: Drops records, and gives the others their hashes.
-
-    Raises:
-        ConfigError: If the directory is below the input or was begun otherwise.
-        DataError: If too many records are bad, or none is left.
-    """
-    from kosmosg.construct.output import hold
-    from kosmosg.data.readers.formats import READERS
-    from kosmosg.data.skips import Skips
-
     check_apart(source, output)
     skips = Skips(limit=bad)
     options = {} if settings.documents is None else {"documents": settings.documents}
-    records = READERS[settings.format](source, skips=skips, **options)
-    records = islice(records if screen is None else screen(records, skips), settings.limit)
+    records = islice(READERS[settings.format](source, skips=skips, **options), settings.limit)
     counts = {"shards": 0, "records": 0}
     is_done = False
     with hold(output):
@@ -165,11 +133,9 @@ def _write(
         records = iter(bar)
         while (first := next(records, None)) is not None:
             path = output / f"{settings.format}-{counts['shards']:06d}.tar"
-            note = _ShardNote(path=path, settings=settings)
-            shard = note.of(_unique(first, islice(records, settings.per_shard - 1), skips))
+            shard = _unique(first, islice(records, settings.per_shard - 1), skips)
             if path.is_file():
-                found = note.repeats()
-                keys = [record.key for record in shard if record.key not in found]
+                keys = [record.key for record in shard]
                 if keys != [sample.key for sample in read_index(path)]:
                     raise ConfigError(
                         f"{path} holds other records than this input gives for it; remove it, or"
@@ -177,7 +143,6 @@ def _write(
                     )
                 written = len(keys)
             else:
-                note.remove()
                 written = write_shard(
                     path,
                     (
@@ -185,69 +150,9 @@ def _write(
                         for record in shard
                     ),
                 )
-            note.write(written)
             counts["shards"] += 1
             counts["records"] += written
             _note(output, settings, skips, {**counts, "done": False})
-
-
-@dataclass(frozen=True, kw_only=True)
-class _ShardNote:
-    """The json beside a shard of screened records, by which duplicates among shards are found."""
-
-    path: Path
-    settings: Settings
-    phashes: dict[str, str] = field(default_factory=dict[str, str])
-
-    def of(self, records: "Iterator[Record]") -> "Iterator[Record]":
-        """Yield the records, and keep their hashes."""
-        from kosmosg.construct.job import PHASH
-
-        for record in records:
-            if PHASH in record.provenance:
-                self.phashes[record.key] = record.provenance[PHASH]
-            yield record
-
-    def repeats(self) -> Mapping[str, str]:
-        """Return the records that were dropped from the shard since it was made."""
-        from kosmosg.construct.job import read_stats
-
-        try:
-            return read_stats(self._file).duplicates if self._is_wanted else {}
-        except FileNotFoundError:
-            return {}
-
-    def remove(self) -> None:
-        """Remove the json of a shard that is no more."""
-        if self._is_wanted:
-            self._file.unlink(missing_ok=True)
-
-    def write(self, records: int) -> None:
-        """Write the json, unless it is there."""
-        from kosmosg.construct.job import Counts, Stats, versions, write_json
-
-        if not self._is_wanted or self._file.is_file():
-            return
-        config = asdict(self.settings)
-        stats = Stats(
-            unit=self.path.stem,
-            counts=Counts(records=records),
-            seconds=0.0,
-            bytes=self.path.stat().st_size,
-            sum=hashlib.sha256(json.dumps(config, sort_keys=True).encode()).hexdigest(),
-            config=config,
-            versions=versions(),
-            phashes=self.phashes,
-        )
-        write_json(self._file, stats)
-
-    @property
-    def _is_wanted(self) -> bool:
-        return self.settings.screen is not None
-
-    @property
-    def _file(self) -> Path:
-        return self.path.with_suffix(".json")
 
 
 def _unique(first: "Record", others: "Iterator[Record]", skips: "Skips") -> "Iterator[Record]":

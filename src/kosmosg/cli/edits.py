@@ -1,43 +1,34 @@
 """`kosmosg construct instructpix2pix` and `pairs`: other people's edits, screened."""
 
-from collections.abc import Sequence
+import pickle
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from kosmosg.cli.data_convert import Settings, convert_to
-from kosmosg.cli.screening import Bad, Evaluation, decisive
+from kosmosg.cli.construct_job import (
+    JobOptions,
+    Quietly,
+    configured,
+    prepare,
+    run_job,
+    with_job_options,
+)
+
+if TYPE_CHECKING:
+    from kosmosg.construct.unit import Unit
 
 app = typer.Typer()
 
-Changes = Annotated[
-    list[str] | None,
-    typer.Argument(
-        metavar="PATH=VALUE",
-        help="What is left out, such as filters.min_side=384: filters are those of kosmosg "
-        "construct folder. device=cpu|cuda is their classifier's.",
-        show_default=False,
-    ),
-]
-PictureFormat = Annotated[
-    Literal["jpg", "png"],
-    typer.Option(help="jpg (quality 95) for photographs; png keeps every pixel."),
-]
-
 
 @app.command()
+@with_job_options
 def instructpix2pix(
     source: Annotated[
         Path, typer.Argument(metavar="INPUT", help="InstructPix2Pix's folder.", show_default=False)
     ],
-    output: Annotated[
-        Path, typer.Option("-o", "--output", help="The folder of the shards.", show_default=False)
-    ],
-    changes: Changes = None,
-    pictures: PictureFormat = "jpg",
-    bad: Bad = 0.1,
-    evaluation_set: Evaluation = None,
+    options: JobOptions,
 ) -> None:
     """Make edits of InstructPix2Pix's folders; no model is needed.
 
@@ -45,10 +36,13 @@ def instructpix2pix(
     Example:
       kosmosg construct instructpix2pix clip-filtered/ -o shards/ filters.min_side=384
     """  # noqa: D301 -- click's mark for text to be kept as it is
-    _edits("instructpix2pix", source, output, changes, pictures, bad, evaluation_set)
+    from kosmosg.construct.edits import prompts_units
+
+    _edits("instructpix2pix", source, options, prompts_units)
 
 
 @app.command()
+@with_job_options
 def pairs(
     source: Annotated[
         Path,
@@ -58,13 +52,7 @@ def pairs(
             show_default=False,
         ),
     ],
-    output: Annotated[
-        Path, typer.Option("-o", "--output", help="The folder of the shards.", show_default=False)
-    ],
-    changes: Changes = None,
-    pictures: PictureFormat = "jpg",
-    bad: Bad = 0.1,
-    evaluation_set: Evaluation = None,
+    options: JobOptions,
 ) -> None:
     """Make edits of targets and their controls; no model is needed.
 
@@ -72,40 +60,34 @@ def pairs(
     Example:
       kosmosg construct pairs my-edits/ -o shards/ --evaluation-set dreambench.txt
     """  # noqa: D301 -- click's mark for text to be kept as it is
-    _edits("folders", source, output, changes, pictures, bad, evaluation_set)
+    from kosmosg.construct.edits import pairs_units
+
+    _edits("pairs", source, options, pairs_units)
 
 
 def _edits(
-    format_name: str,
-    source: Path,
-    output: Path,
-    changes: Sequence[str] | None,
-    pictures: Literal["jpg", "png"],
-    bad: float,
-    evaluation: Sequence[Path] | None,
+    name: str, source: Path, options: JobOptions, units_of: "Callable[..., Sequence[Unit]]"
 ) -> None:
-    """Convert edits, without those that the filters or evaluation sets leave out."""
+    """Make the shards of edits, without those that the filters or evaluation sets leave out."""
     from kosmosg import config as configuration
-    from kosmosg.cli.options import prepare_libraries
     from kosmosg.construct.config import EditsConfig
-    from kosmosg.construct.leaks import read_hashes
-    from kosmosg.construct.models import classifier_of, load_filter
-    from kosmosg.construct.screen import passing_records, screened
 
-    config = configuration.override(EditsConfig(), changes or [])
-    leaks = read_hashes(evaluation) if evaluation else None
-    decides = {**configuration.to_dict(config), **classifier_of(config)}
-    decides["evaluation_sets"] = leaks.sum if leaks else None
-    settings = Settings(format=format_name, pictures=pictures, screen=decisive(decides))
-    if config.filters.classifier is not None:
-        prepare_libraries()
-    judge = load_filter(config)
-    convert_to(
-        source,
+    config = configured(EditsConfig(), options)
+    if config is None:
+        return
+    output, leaks = prepare(source, options)
+    from kosmosg.construct.edits import MakeEditsWorker
+    from kosmosg.construct.models import classifier_of
+
+    decides = {**configuration.to_dict(config), **classifier_of(config), "source": name}
+    make_worker = MakeEditsWorker(config=config, leaks=leaks)
+    has_model = config.filters.classifier is not None
+    run_job(
+        units_of(source, unit_size=config.unit_size),
+        Quietly(pickled=pickle.dumps(make_worker)) if has_model else make_worker,
         output,
-        settings,
-        bad=bad,
-        screen=lambda records, skips: screened(
-            passing_records(records, config.filters, judge, skips), config.filters, leaks, skips
-        ),
+        options,
+        decides=decides,
+        leaks=leaks,
+        pictures=config.pictures,
     )

@@ -1,36 +1,12 @@
 """`kosmosg construct hashes` and `dedupe`: what must not be trained on, or not twice."""
 
 import sys
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
 app = typer.Typer()
-
-Bad = Annotated[
-    float,
-    typer.Option(min=0, max=1, help="The share of bad pictures beyond which to stop."),
-]
-Evaluation = Annotated[
-    list[Path] | None,
-    typer.Option(
-        "--evaluation-set",
-        metavar="FILE",
-        help="Hashes of pictures that become no examples; kosmosg construct hashes makes it. May "
-        "be given again.",
-        show_default=False,
-    ),
-]
-
-# Fields that change no record: a run may go on on another machine, or with another server.
-_ELSEWHERE = frozenset(
-    {
-        *("device", "directory", "hub", "url", "key_variable", "timeout_s", "retries"),
-        *("first_wait_s", "parallel"),
-    }
-)
 
 
 @app.command()
@@ -92,12 +68,3 @@ def dedupe(
         print(f"{one} repeats {other}", file=sys.stderr)
     print(f"{done.dropped} dropped, {done.records} stay", file=sys.stderr)
     print(shards)
-
-
-def decisive(tree: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a configuration without what changes no record, for a run that goes on."""
-    return {
-        name: decisive(value) if isinstance(value, dict) else value
-        for name, value in tree.items()
-        if name not in _ELSEWHERE
-    }

@@ -180,15 +180,27 @@ class ConstructConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class EditsConfig:
-    """From other people's edits to ours: only what is left out is to be chosen.
+    """From other people's edits to ours: what is left out, and how the rest is kept.
 
     Args:
+        pictures: How shards keep pictures: `jpg` (quality 95) for photographs, `png` keeps every
+            pixel.
+        unit_size: InstructPix2Pix's folders, or pairs, that become one shard.
         filters: What every picture of an edit, and its instruction as a caption, must be like.
         device: Of `filters.classifier`: auto, cpu, cuda, cuda:N or mps.
+
+    Raises:
+        ConfigError: If `unit_size` is below 1.
     """
 
+    pictures: Literal["jpg", "png"] = "jpg"
+    unit_size: int = 1000
     filters: FilterConfig = field(default_factory=FilterConfig)
     device: str = "auto"
+
+    def __post_init__(self) -> None:
+        if self.unit_size < 1:
+            raise ConfigError(f"unit_size is {self.unit_size}; give at least 1")
 
 
 def paper() -> ConstructConfig:

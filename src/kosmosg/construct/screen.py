@@ -3,11 +3,10 @@
 import dataclasses
 import hashlib
 from collections.abc import Iterable, Iterator
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from PIL import Image
 
-from kosmosg.construct.example import Source
 from kosmosg.construct.filters import FilterConfig, Judge, refuse_caption, refuse_picture
 from kosmosg.construct.job import PHASH
 from kosmosg.construct.leaks import LEAK, Leaks
@@ -15,12 +14,15 @@ from kosmosg.construct.phash import phash
 from kosmosg.data.records import Caption, Edit, Example
 from kosmosg.data.skips import Skips
 
+if TYPE_CHECKING:  # it loads torch, which nobody needs who screens edits
+    from kosmosg.construct.example import Source
+
 R = TypeVar("R", Example, Caption | Edit)
 
 
 def passing(
-    sources: Iterable[Source], filters: FilterConfig, judge: Judge | None, skips: Skips
-) -> Iterator[Source]:
+    sources: "Iterable[Source]", filters: FilterConfig, judge: Judge | None, skips: Skips
+) -> "Iterator[Source]":
     """Yield the pictures that the filters take; the others are dropped by rule."""
     for source in sources:
         reason = refuse_picture(source.image, source.provenance, filters, judge)

@@ -17,8 +17,7 @@ from kosmosg.sequence import Prompt
 
 DROP_PROBABILITY = 0.5
 BACKGROUND_PROBABILITY = 0.5
-ATTEMPTS = 16
-# What `Composing` notes: a picture opens the prompt, and the release would have lost the sample.
+# What `compose_at` notes: a picture opens the prompt, and the release would have lost the sample.
 LOST_BY_RELEASE = "kept, though the release loses it"
 
 Drop = Literal["sample", "entity"]
@@ -38,7 +37,14 @@ class Composed:
     latents: Float[Tensor, "channels height width"] | None = None
 
 
-def compose(record: Record, rng: np.random.Generator, *, drop: Drop = "sample") -> Composed:
+def compose(
+    record: Record,
+    rng: np.random.Generator,
+    *,
+    drop: Drop = "sample",
+    drop_probability: float = DROP_PROBABILITY,
+    background_probability: float = BACKGROUND_PROBABILITY,
+) -> Composed:
     """Return the record as stage 3 shows it: entities and edits as pictures among the words.
 
     A coin drops the words of entities (of an edit: the caption of the picture before), each of
@@ -47,6 +53,8 @@ def compose(record: Record, rng: np.random.Generator, *, drop: Drop = "sample") 
 
     Args:
         drop: One coin for all words of a sample, as released, or one for each entity.
+        drop_probability: That words are dropped.
+        background_probability: That an entity keeps its background.
 
     Raises:
         DataError: If the record has no picture to aim at, or the one to show is damaged.
@@ -58,12 +66,12 @@ def compose(record: Record, rng: np.random.Generator, *, drop: Drop = "sample") 
     """
     match record:
         case Example():
-            prompt = _interleave(record, rng, drop)
+            prompt = _interleave(record, rng, drop, drop_probability, background_probability)
             return Composed(
                 key=record.key, prompt=prompt, target=record.image, caption=record.caption
             )
         case Edit():
-            dropped = rng.random() < DROP_PROBABILITY
+            dropped = rng.random() < drop_probability
             prompt = [*_texts("" if dropped else record.caption), *record.before]
             return Composed(
                 key=record.key,
@@ -91,17 +99,23 @@ def compose(record: Record, rng: np.random.Generator, *, drop: Drop = "sample") 
             )
 
 
-def _interleave(record: Example, rng: np.random.Generator, drop: Drop) -> Prompt:
-    dropped = drop == "sample" and rng.random() < DROP_PROBABILITY
+def _interleave(
+    record: Example,
+    rng: np.random.Generator,
+    drop: Drop,
+    drop_probability: float,
+    background_probability: float,
+) -> Prompt:
+    dropped = drop == "sample" and rng.random() < drop_probability
     prompt: list[str | Image.Image] = []
     position = 0
     for entity in record.entities:
         if drop == "entity":
-            dropped = rng.random() < DROP_PROBABILITY
+            dropped = rng.random() < drop_probability
         snippet = record.caption[position : entity.start if dropped else entity.end]
         if snippet and not snippet.endswith(" "):
             snippet += " "
-        own_background = rng.random() < BACKGROUND_PROBABILITY
+        own_background = rng.random() < background_probability
         shown = entity.crop if own_background else entity.cutout
         prompt += [*_texts(snippet), _decoded(shown, record.key)]
         position = entity.end
@@ -119,27 +133,61 @@ def _texts(text: str) -> list[str]:
     return [text] if text else []
 
 
-class Composing:
-    """A stream of records as stage 3 shows them; the coins depend on (seed, index) only.
+def compose_at(
+    number: int,
+    record: Record,
+    *,
+    seed: int,
+    drop: Drop = "sample",
+    drop_probability: float = DROP_PROBABILITY,
+    background_probability: float = BACKGROUND_PROBABILITY,
+    skips: Skips | None = None,
+) -> Composed:
+    """Return record `number` of a stream as stage 3 shows it; its coins depend on (seed, number).
 
-    A record that cannot be shown, most often as a picture of it is damaged, is counted, and another
-    of the stream, drawn from (seed, index, attempt), stands in its place.
+    Args:
+        number: Its place.
+        record: What stands there.
+        seed: Of the coins.
+        drop: As `compose`, and so the probabilities.
+        skips: Notes records that the release would have lost.
+
+    Raises:
+        DataError: As `compose`.
+    """
+    composed = compose(
+        record,
+        np.random.default_rng(seed_of(seed, number)),
+        drop=drop,
+        drop_probability=drop_probability,
+        background_probability=background_probability,
+    )
+    if skips is not None and _lost_by_release(record, composed):
+        skips.note(LOST_BY_RELEASE)
+    return composed
+
+
+class Composing:
+    """A stream of whole records, such as drawn ones, as stage 3 shows them; `Shards` finish theirs.
 
     Args:
         stream: Records.
         seed: Of the coins.
-        drop: As `compose`.
-        skips: Counts records left out, and notes those that the release would have lost. None: the
-            first bad record is an error.
+        drop_probability: As `compose`, and so the next.
     """
 
     def __init__(
-        self, stream: Stream, *, seed: int, drop: Drop = "sample", skips: Skips | None = None
+        self,
+        stream: Stream,
+        *,
+        seed: int,
+        drop_probability: float = DROP_PROBABILITY,
+        background_probability: float = BACKGROUND_PROBABILITY,
     ) -> None:
         self._stream = stream
         self._seed = seed
-        self._drop: Drop = drop
-        self._skips = skips
+        self._drop_probability = drop_probability
+        self._background_probability = background_probability
 
     @property
     def sources(self) -> tuple[str, ...]:
@@ -152,33 +200,17 @@ class Composing:
 
     def batch(self, step: int, size: int) -> list[Composed]:
         """Return records number `step * size` to `(step + 1) * size - 1`, composed."""
+        records = self._stream.batch(step, size)
         return [
-            self._composed(record, step * size + offset)
-            for offset, record in enumerate(self._stream.batch(step, size))
+            compose_at(
+                number,
+                record,
+                seed=self._seed,
+                drop_probability=self._drop_probability,
+                background_probability=self._background_probability,
+            )
+            for number, record in enumerate(records, step * size)
         ]
-
-    def _composed(self, record: Record, index: int) -> Composed:
-        last: DataError | None = None
-        for attempt in range(ATTEMPTS):
-            try:
-                rng = np.random.default_rng(seed_of(self._seed, index))
-                composed = compose(record, rng, drop=self._drop)
-            except DataError as error:
-                if self._skips is None:
-                    raise
-                self._skips.skip(error)
-                last = error
-                instead = seed_of(self._seed, "instead", index, attempt) % 2**48
-                (record,) = self._stream.batch(instead, 1)
-            else:
-                if self._skips is not None and _lost_by_release(record, composed):
-                    self._skips.note(LOST_BY_RELEASE)
-                return composed
-        raise DataError(
-            f"{ATTEMPTS} records in a row could not be composed; the last: {last}; look at them"
-            " with `kosmosg data validate`",
-            reason="too many left out",
-        )
 
 
 def _lost_by_release(record: Record, composed: Composed) -> bool:

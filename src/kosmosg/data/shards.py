@@ -21,17 +21,20 @@ ATTEMPTS = 16
 OPEN_FILES = 32
 
 Decode = Callable[[str, Mapping[str, bytes]], Any]
+Finish = Callable[[int, Any], Any]
 
 
 class Shards:
     """Endless records of some tars, each once an epoch: shuffled as `Order` has it, or as stored.
 
-    A damaged sample is counted, and another of the same tars, drawn from (seed, n, attempt), stands
-    in its place. Reading is safe in several threads and after a fork.
+    A sample that is damaged, or cannot be finished, is counted, and another of the same tars, drawn
+    from (seed, n, attempt), stands in its place. Reading is safe in several threads and after a
+    fork.
 
     Args:
         paths: The tars. Their order matters.
         decode: From a sample's key and files to a record.
+        finish: From n and what was decoded to record n of the stream; the latter as it is, if None.
         seed: Of everything drawn.
         window: Tars of a window.
         order: Whether samples are shuffled.
@@ -47,6 +50,7 @@ class Shards:
         paths: Sequence[Path],
         *,
         decode: Decode,
+        finish: Finish | None = None,
         seed: int,
         skips: Skips,
         window: int = 8,
@@ -63,6 +67,7 @@ class Shards:
             shown = ", ".join(map(str, paths[:2])) or "no shards"
             raise ConfigError(f"{shown}: no samples in {len(paths)} shards{why}; give others")
         self._decode = decode
+        self._finish = finish
         self._seed = seed
         self._files = _Files(max(OPEN_FILES, 2 * window))
         counts = np.diff(self._index.firsts).tolist()
@@ -82,6 +87,8 @@ class Shards:
         for sample in self._candidates(number):
             try:
                 record = self._read(sample)
+                if self._finish is not None:
+                    record = self._finish(number, record)
             except DataError as error:
                 self.skips.skip(error)
                 last = error

@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from pydantic_core import core_schema
 
-from kosmosg.data.compose import Composing, Drop
+from kosmosg.data.compose import Drop, compose_at
 from kosmosg.data.foreign import record_of
 from kosmosg.data.mixture import Mixture, Stream, seed_of, source_of, sources_of
 from kosmosg.data.records import Caption, Document, Edit, Example, Record
@@ -139,18 +139,17 @@ def open_stream(config: DataConfig, *, stage: StageName, sizes: RowSizes | None 
     streams: dict[str, Stream] = {}
     for name, source in config.sources.items():
         seed = seed_of(config.seed, name)
+        composed = partial(compose_at, seed=seed, drop=config.drop, skips=skips)
         shards = Shards(
             find_tars(source.paths, name=name),
             decode=partial(_decode, _KINDS[stage] + packed_kinds, stage),
+            finish=composed if stage in _COMPOSED else None,
             seed=seed,
             skips=skips,
             window=config.window,
             order=config.order,
         )
         streams[name] = shards
-        if stage in _COMPOSED:
-            # Below the blend, so that what stands in for a bad record comes from its own source.
-            streams[name] = Composing(shards, seed=seed, drop=config.drop, skips=skips)
         if config.row is not None:
             assert sizes is not None  # checked above
             streams[name] = _packed(shards, config.row, config, sizes, seed=seed, skips=skips)

@@ -6,12 +6,14 @@ crawls (docs/log.md), so M begins by evening them out, and with each query looki
 of its own word. What is learnt, and from which loss, stays the paper's.
 """
 
+from typing import Literal
+
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from kosmosg.data.compose import Composing
-from kosmosg.model.alignernet import FIRST_ROW, AlignerEncoder, AlignerNet
+from kosmosg.model.alignernet import FIRST_ROW, AlignerEncoder, AlignerNet, LinearEncoder
 from kosmosg.model.magneto import Attention
 from kosmosg.model.mllm import MLLM
 from kosmosg.sequence import collate, encode
@@ -23,20 +25,36 @@ NUM_PROMPTS = 192
 SEED = 8
 
 
-def new_aligner(mllm: MLLM, tokenizer: Tokenizer) -> AlignerNet:
-    """Return nano's AlignerNet, M and N, for this language model's hidden states."""
+def new_aligner(
+    mllm: MLLM,
+    tokenizer: Tokenizer,
+    *,
+    embed_dim: int = 128,
+    num_layers: int = 2,
+    stacks: Literal["both", "queries", "none"] = "both",
+    with_reconstruction: bool = True,
+) -> AlignerNet:
+    """Return nano's AlignerNet, M and N, for this language model's hidden states.
+
+    Args:
+        embed_dim: Of the U-Net's condition.
+        num_layers: Of each stack.
+        stacks: Less than both is an ablation.
+        with_reconstruction: Whether there is an N.
+    """
     aligner = AlignerNet(
-        hidden_size=192,
-        embed_dim=128,
-        intermediate_size=384,
+        hidden_size=mllm.config["hidden_size"],
+        embed_dim=embed_dim,
+        intermediate_size=3 * embed_dim,
         num_heads=4,
-        num_layers=2,
+        num_layers=num_layers,
         num_queries=TEXT_LENGTH,
         max_positions=512,
-        with_reconstruction=True,
+        with_reconstruction=with_reconstruction,
+        stacks=stacks,
     )
-    assert isinstance(aligner.encoder, AlignerEncoder)  # not one of the ablations
-    look_straight_across(aligner.encoder)
+    if isinstance(aligner.encoder, AlignerEncoder):
+        look_straight_across(aligner.encoder)
     even_out(aligner.encoder, prompt_states(mllm, tokenizer))
     return aligner
 
@@ -55,7 +73,9 @@ def look_straight_across(encoder: AlignerEncoder) -> None:
 
 
 @torch.no_grad()
-def even_out(encoder: AlignerEncoder, states: Float[Tensor, "positions hidden"]) -> None:
+def even_out(
+    encoder: AlignerEncoder | LinearEncoder, states: Float[Tensor, "positions hidden"]
+) -> None:
     """Have M's first projection give states like these a mean of 0 and far more even variances."""
     variances, directions = torch.linalg.eigh(torch.cov(states.T))
     scales = (variances + 1e-3 * variances.mean()).rsqrt()

@@ -67,13 +67,19 @@ class Judge(ModelMixin, ConfigMixin):
         self, images: Float[Tensor, "batch 3 height width"]
     ) -> dict[str, Float[Tensor, "batch options"]]:
         """Return the logits of every question, for pictures in [-1, 1] of any size (read at 64)."""
+        hidden = self.penultimate(images)
+        return {question: head(hidden) for question, head in self.heads.items()}
+
+    def penultimate(
+        self, images: Float[Tensor, "batch 3 height width"]
+    ) -> Float[Tensor, "batch features"]:
+        """Return what all answers are read from: features that two pictures are compared by."""
         if images.shape[-1] != 64:
             images = F.interpolate(images, size=(64, 64), mode="area")
         features = self.features(images)
         whole = torch.cat([features.mean((2, 3)), features.amax((2, 3))], dim=1)
         hidden = torch.cat([self.pool(features).flatten(1), whole], dim=1)
-        hidden = F.silu(self.hidden(hidden))
-        return {question: head(hidden) for question, head in self.heads.items()}
+        return F.silu(self.hidden(hidden))
 
 
 def window(

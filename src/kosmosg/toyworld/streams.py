@@ -325,13 +325,20 @@ def stage2_stream(seed: int, size: int = 64) -> RecordStream:
     return RecordStream(seed=seed, size=size, kinds={"caption": (1, _words_only)})
 
 
-def stage3_stream(seed: int, size: int = 64) -> RecordStream:
-    """Return compositional examples, edits and captions, 2:2:1.
+def stage3_stream(
+    seed: int, size: int = 64, *, weights: tuple[int, int, int] = (2, 2, 1)
+) -> RecordStream:
+    """Return compositional examples, edits and captions, by these weights; 0 leaves one out.
 
     Source:
         Paper section 3.2.
     """
-    kinds = {"example": (2, _example), "edit": (2, _edit), "caption": (1, _caption)}
+    planners = {"example": _example, "edit": _edit, "caption": _caption}
+    kinds = {
+        name: (weight, planner)
+        for (name, planner), weight in zip(planners.items(), weights, strict=True)
+        if weight
+    }
     return RecordStream(seed=seed, size=size, kinds=kinds)
 
 

@@ -159,7 +159,7 @@ def _train_foundation(
             text = _text_encoder(model_dir, tokenizer)
             unet = _load(UNet2DConditionModel, model_dir / "unet", foundation.build_unet)
             vae = _vae(model_dir)
-            model = foundation.TextToImage(text, _plain(unet), vae)
+            model = foundation.TextToImage(text, plain(unet), vae)
             stage = foundation.TextToImageStage(
                 tokenizer=tokenizer, text_tower=choice.text_tower, body_weight=choice.body_weight
             )
@@ -246,7 +246,7 @@ def _train_stage(
         source = model_dir if (model_dir / "mllm").exists() else model_dir / "stage2"
         mllm = _load(MLLM, source / "mllm", None)
         aligner = _load(AlignerNet, source / "aligner", None)
-        unet = _plain(_load(UNet2DConditionModel, model_dir / "unet", None))
+        unet = plain(_load(UNet2DConditionModel, model_dir / "unet", None))
         vae = _vae(model_dir)
         parts = Parts(
             model=KosmosG(mllm, aligner),
@@ -316,7 +316,7 @@ def _text_encoder(model_dir: Path, tokenizer: Tokenizer) -> CLIPTextModel:
     )
 
 
-def _plain(unet: UNet2DConditionModel) -> UNet2DConditionModel:
+def plain(unet: UNet2DConditionModel) -> UNet2DConditionModel:
     """Return the U-Net with attention as plain products, which train faster on a CPU."""
     if not torch.cuda.is_available():
         unet.set_attn_processor(AttnProcessor())

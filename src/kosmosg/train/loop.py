@@ -156,7 +156,7 @@ def fit(
             held.enter_context(open_run_dir(run_dir, kept, resume=resume))
         held.enter_context(torch.random.fork_rng())
         if ranks.device.type == "cpu":
-            hold_on(2**31 - 1)  # each step frees and takes as much as the gradients have
+            hold_on(None)  # each step frees and takes as much as the gradients have
         run = _Run(model, stage, config, run_dir, kept, ranks)
         held.enter_context(closing(run.keeper))
         if resume:

@@ -37,7 +37,7 @@ def plot(runs: Sequence[Run]) -> Image.Image:
     head = _LINE * len(runs) + 12
     size = (FINE * WIDTH * COLUMNS, FINE * (head + rows * HEIGHT + 8))
     page = Image.new("RGB", size, "white")
-    pen = _Pen(page, (0, 0))
+    pen = Pen(page, (0, 0))
     for number, run in enumerate(runs):
         top = 8 + _LINE * number
         if len(runs) > 1:
@@ -46,7 +46,7 @@ def plot(runs: Sequence[Run]) -> Image.Image:
     for number, chart in enumerate(drawn):
         row, column = divmod(number, COLUMNS)
         _chart(
-            _Pen(page, (column * WIDTH, head + row * HEIGHT)),
+            Pen(page, (column * WIDTH, head + row * HEIGHT)),
             chart,
             frame(chart, last_step=last_step),
             with_legend=len(runs) == 1,
@@ -54,8 +54,13 @@ def plot(runs: Sequence[Run]) -> Image.Image:
     return page.reduce(FINE)
 
 
-class _Pen:
-    """Draws on a page from an origin, in pixels of the picture that comes out."""
+class Pen:
+    """Draws on a page from an origin, in pixels of the picture that comes out.
+
+    Args:
+        page: `FINE` times as large as that picture.
+        origin: Where (0, 0) is.
+    """
 
     def __init__(self, page: Image.Image, origin: Point) -> None:
         self._draw = ImageDraw.Draw(page)
@@ -63,18 +68,22 @@ class _Pen:
         self._fonts = {size: ImageFont.load_default(size * FINE) for size in (11, 12, 13)}
 
     def line(self, points: Sequence[Point], colour: str, width: float | int = 1) -> None:
+        """Draw a line through points."""
         pixels = [self._at(point) for point in points]
         self._draw.line(pixels, fill=colour, width=round(width * FINE), joint="curve")
 
     def dot(self, point: Point, colour: str, radius: float | int = 1.5) -> None:
+        """Draw a dot."""
         self._draw.circle(self._at(point), radius * FINE, fill=colour)
 
     def shape(self, points: Sequence[Point], colour: str) -> None:
+        """Draw a filled polygon."""
         self._draw.polygon([self._at(point) for point in points], fill=colour)
 
     def text(
         self, at: Point, words: str, colour: str, *, size: int = 12, anchor: str = "la"
     ) -> float:
+        """Write words; return how wide they are."""
         font = self._fonts[size]
         self._draw.text(self._at(at), words, fill=colour, font=font, anchor=anchor)
         return font.getlength(words) / FINE
@@ -83,7 +92,7 @@ class _Pen:
         return (self._origin[0] + point[0]) * FINE, (self._origin[1] + point[1]) * FINE
 
 
-def _chart(pen: _Pen, chart: Chart, where: Frame, *, with_legend: bool) -> None:
+def _chart(pen: Pen, chart: Chart, where: Frame, *, with_legend: bool) -> None:
     right, ground = WIDTH - RIGHT, HEIGHT - BOTTOM
     left = LEFT + 10 + pen.text((LEFT, 4), chart.title, INK, size=13)
     for line in chart.lines if with_legend and len(chart.lines) > 1 else ():
@@ -104,7 +113,7 @@ def _chart(pen: _Pen, chart: Chart, where: Frame, *, with_legend: bool) -> None:
                 pen.dot(segment[0], colour)
 
 
-def _marks(pen: _Pen, chart: Chart, where: Frame) -> None:
+def _marks(pen: Pen, chart: Chart, where: Frame) -> None:
     ground = HEIGHT - BOTTOM
     for _run, step in chart.marks:
         for top in range(TOP, ground, 6):  # dotted

@@ -14,6 +14,8 @@ from kosmosg.data.samples import from_bytes
 from kosmosg.data.tars import read_index, read_sample
 from toys.photos import photo
 
+HERE = ("--workers", "0")  # in this process: to spawn one takes seconds
+
 
 def write_pairs(folder: Path, edits: Mapping[str, tuple[Image.Image, Image.Image, str]]) -> Path:
     for name in ("control", "target"):
@@ -37,7 +39,7 @@ def edits(folder: Path) -> dict[str, Edit]:
 
 
 def noted(folder: Path) -> dict:
-    return json.loads((folder / "stats.json").read_text())
+    return json.loads((folder / "summary.json").read_text())["counts"]
 
 
 def test_filters_look_at_every_picture_and_at_the_instruction(
@@ -54,7 +56,7 @@ def test_filters_look_at_every_picture_and_at_the_instruction(
             "e": (photo(8), photo(9), "make it very red"),
         },
     )
-    rules = ["filters.min_side=40", "filters.max_aspect=3", "filters.max_caption=12"]
+    rules = ["filters.min_side=40", "filters.max_aspect=3", "filters.max_caption=12", *HERE]
     out = tmp_path / "out"
     assert cli.main(["construct", "pairs", str(source), "-o", str(out), *rules]) == 0
     made = edits(out)
@@ -68,7 +70,7 @@ def test_filters_look_at_every_picture_and_at_the_instruction(
     assert "dropped: 2 too small, such as edit b" in capsys.readouterr().err
     assert cli.main(["construct", "pairs", str(source), "-o", str(out), *rules]) == 0
     assert cli.main(["construct", "pairs", str(source), "-o", str(out), *rules[:2]]) == 2
-    assert "was begun with screen=" in capsys.readouterr().err
+    assert "with filters.max_caption = 12, now it is None" in capsys.readouterr().err
 
 
 def test_a_source_or_a_target_of_an_evaluation_set_drops_the_edit(tmp_path: Path) -> None:
@@ -86,7 +88,7 @@ def test_a_source_or_a_target_of_an_evaluation_set_drops_the_edit(tmp_path: Path
         },
     )
     words = ["construct", "pairs", str(source), "-o", str(out), "--evaluation-set", str(hashes)]
-    assert cli.main(words) == 0
+    assert cli.main([*words, *HERE]) == 0
     assert list(edits(out)) == ["c"]
     said = noted(out)
     assert said["dropped"] == {"in an evaluation set": 2}
@@ -107,12 +109,12 @@ def test_an_edit_repeats_another_if_all_of_it_does(
         },
     )
     out = tmp_path / "out"
-    words = ["construct", "pairs", str(source), "-o", str(out)]
+    words = ["construct", "pairs", str(source), "-o", str(out), *HERE]
     assert cli.main(words) == 0
     assert cli.main(["construct", "dedupe", str(out), "--distance", "3"]) == 0
     assert list(edits(out)) == ["a", "b", "c", "e"]
-    assert "folders-000000:d repeats folders-000000:a" in capsys.readouterr().err
-    said = json.loads((out / "folders-000000.json").read_text())
+    assert "000000:d repeats 000000:a" in capsys.readouterr().err
+    said = json.loads((out / "000000.json").read_text())
     assert said["counts"]["dropped"] == {"near-duplicate": 1}
     assert cli.main(words) == 0  # goes on, and makes nothing anew
     assert list(edits(out)) == ["a", "b", "c", "e"]
@@ -122,13 +124,14 @@ def test_an_edit_repeats_another_if_all_of_it_does(
 def test_a_run_killed_between_a_shard_and_its_json_goes_on(tmp_path: Path) -> None:
     source = write_pairs(tmp_path / "in", {"a": (photo(1), photo(2), "make it red")})
     out = tmp_path / "out"
-    words = ["construct", "pairs", str(source), "-o", str(out)]
+    words = ["construct", "pairs", str(source), "-o", str(out), *HERE]
     assert cli.main(words) == 0
-    said = (out / "folders-000000.json").read_text()
-    (out / "folders-000000.json").unlink()
+    said = json.loads((out / "000000.json").read_text())
+    (out / "000000.json").unlink()
     assert cli.main(["construct", "dedupe", str(out)]) == 2
     assert cli.main(words) == 0
-    assert (out / "folders-000000.json").read_text() == said
+    again = json.loads((out / "000000.json").read_text())
+    assert {**again, "seconds": 0} == {**said, "seconds": 0}
 
 
 def test_pairs_of_instructpix2pix_are_screened_as_well(tmp_path: Path) -> None:
@@ -140,7 +143,7 @@ def test_pairs_of_instructpix2pix_are_screened_as_well(tmp_path: Path) -> None:
         photo(seed + 9, (side, side)).save(folder / f"{seed}_1.jpg")
     out = tmp_path / "out"
     words = ["construct", "instructpix2pix", str(tmp_path / "in"), "-o", str(out)]
-    assert cli.main([*words, "filters.min_side=40"]) == 0
+    assert cli.main([*words, "filters.min_side=40", *HERE]) == 0
     (made,) = edits(out).values()
     assert made.key.endswith("1")
     assert noted(out)["dropped"] == {"too small": 1}
@@ -159,3 +162,24 @@ def test_filters_that_cannot_be(
     assert cli.main(["construct", "pairs", str(tmp_path), "-o", str(tmp_path / "o"), change]) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert said in line
+
+
+def test_the_options_are_those_of_the_other_jobs(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    edits_of = {name: (photo(1), photo(2), f"make it {name}") for name in "abc"}
+    source, out = write_pairs(tmp_path / "in", edits_of), tmp_path / "out"
+    words = ["construct", "pairs", str(source)]
+    assert cli.main([*words, "unit_size=2", "pictures=png", "--print-config"]) == 0
+    (tmp_path / "c.yaml").write_text(capsys.readouterr().out)
+    words += ["--config", str(tmp_path / "c.yaml"), *HERE, "-o", str(out)]
+    assert cli.main([*words, "--limit", "1"]) == 0
+    assert list(edits(out)) == ["a", "b"]
+    assert cli.main(words) == 0
+    made = edits(out)
+    assert list(made) == ["a", "b", "c"]
+    assert made["c"].after.tobytes() == photo(2).tobytes()  # a png keeps every pixel
+    assert [path.name for path in sorted(out.glob("*.tar"))] == ["000000.tar", "000001.tar"]
+    assert "3 examples in 2 shards" in capsys.readouterr().err
+    assert cli.main([*words[:3], "--workers", "0"]) == 2
+    assert "-o SHARDS" in capsys.readouterr().err

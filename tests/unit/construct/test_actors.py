@@ -10,9 +10,13 @@ from pathlib import Path
 
 import pytest
 
+from kosmosg.construct.config import EditsConfig
+from kosmosg.construct.edits import MakeEditsWorker, pairs_units
+from kosmosg.construct.executor import run
 from kosmosg.construct.journal import DEADLY
 from kosmosg.errors import ConfigError, DataError
 from toys.construction import MakeReader, construct, keys_in, leftovers, made, units_of, until
+from toys.foreign import png, write
 
 pytestmark = [
     pytest.mark.timeout(300),
@@ -92,6 +96,22 @@ def test_actors_make_what_processes_make(output: Path, flags: Path, tmp_path: Pa
     for shard in sorted(output.glob("*.tar")):
         assert shard.read_bytes() == (tmp_path / "here" / shard.name).read_bytes()
     assert len(made(flags)) == 2 + 1  # once in each actor
+
+
+@pytest.mark.usefixtures("cluster")
+def test_actors_make_edits_too(output: Path, tmp_path: Path) -> None:
+    for number, name in enumerate("abc"):
+        write(tmp_path / "in/target" / f"{name}.png", png(number))
+        write(tmp_path / "in/target" / f"{name}.txt", f"make it {name}")
+        write(tmp_path / "in/control" / f"{name}.png", png(number + 10))
+    units = pairs_units(tmp_path / "in", unit_size=2)
+    make = MakeEditsWorker(config=EditsConfig())
+    wanted = {"skips_limit": 0.0, "config": {}, "pictures": "png"}
+    run(units, make, output=output, workers=2, kind="ray", **wanted)
+    run(units, make, output=tmp_path / "here", workers=0, kind="local", **wanted)
+    assert keys_in(output) == ["a", "b", "c"]
+    for shard in sorted(output.glob("*.tar")):
+        assert shard.read_bytes() == (tmp_path / "here" / shard.name).read_bytes()
 
 
 @pytest.mark.usefixtures("cluster")

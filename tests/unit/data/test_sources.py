@@ -90,6 +90,27 @@ def test_tars_of_img2dataset_are_captions(tmp_path):
     assert isinstance(first, Composed)
 
 
+def test_records_that_cannot_be_composed_are_counted_and_replaced(tmp_path):
+    captions = [Caption(key=f"{index}", text="no picture") for index in range(3)]
+    shown = [
+        Caption(key=f"s{index}", text="a dog", image=toy_picture(1, (8, 8))) for index in range(6)
+    ]
+    samples = [(one.key, to_bytes(one)) for one in captions + shown]
+    write_shard(tmp_path / "0.tar", samples)
+    data = DataConfig(sources={"a": SourceConfig(paths=str(tmp_path))}, max_skipped=1.0)
+    opened = open_stream(data, stage="instruct")
+    keys = [record.key for record in opened.batch(0, 45)]  # five epochs
+    assert set(keys) == {one.key for one in shown}
+    assert opened.skips.reasons == {"no target picture": opened.skips.num_skipped}
+    assert opened.skips.num_skipped >= 15
+    assert opened.skips.num_kept == 45  # one that could not be composed is not kept as well
+    again = open_stream(data, stage="instruct")
+    assert [record.key for record in again.batch(4, 5)] == keys[20:25]
+    write_shard(tmp_path / "0.tar", samples[:3])
+    with pytest.raises(DataError, match="17 samples in a row could not be used; the last: caption"):
+        open_stream(data, stage="instruct").batch(0, 1)
+
+
 def test_paths_are_files_folders_and_patterns(tmp_path):
     paths = write_tars(tmp_path / "a", [1, 1, 1])
     assert find_tars(str(tmp_path / "a"), name="s") == paths

@@ -19,18 +19,33 @@ _CONTROL = re.compile(r"controls?(?:_(?:path|directory|images?|img))?_?(\d*)")
 _NUMBERED = re.compile(r"(.+)_(\d+)")
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Files:
+    """The files of one record: paths below the data set's directory.
+
+    Args:
+        stem: The name that they share, without suffix.
+        targets: The folder of targets; None where pictures lie beside their captions.
+        image: The target, or the picture of a caption.
+        controls: Of each folder of controls its name and the files there, in their order.
+        text: The .txt.
+    """
+
+    stem: str
+    targets: str | None
+    image: str | None
+    controls: tuple[tuple[str, tuple[str, ...]], ...] = ()
+    text: str | None
+
+
 @dataclass(frozen=True, kw_only=True)
 class _Layout:
     """Which folder is what, and the files of each by their names without suffix."""
 
-    root: Path
     target: Path
     targets: Mapping[str, Path]
     controls: Mapping[Path, Mapping[str, Sequence[Path]]]
     texts: Mapping[str, Path]
-
-    def name_of(self, path: Path) -> str:
-        return path.relative_to(self.root).as_posix()
 
 
 def read_folders(path: Path, *, skips: Skips) -> Iterator[Edit | Caption]:
@@ -46,17 +61,45 @@ def read_folders(path: Path, *, skips: Skips) -> Iterator[Edit | Caption]:
     Raises:
         DataError: If it is unclear which folder is what, or too many were skipped.
     """
+    for files in list_files(path):
+        yield from tried(skips, read_files, path, files)
+
+
+def list_files(path: Path) -> Iterator[Files]:
+    """Yield what belongs together in a directory that `read_folders` takes, in order of names.
+
+    Raises:
+        DataError: If it is unclear which folder is what.
+    """
     if not path.is_dir():
         raise DataError(
             f"{path} is no directory; name one with target/ and control/", reason="missing file"
         )
     layout = _layout(path)
     if layout is None:
-        yield from _captioned(path, skips)
+        yield from _beside(path)
         return
     stems = {stem for stems in layout.controls.values() for stem in stems}
     for stem in sorted(stems | layout.targets.keys() | layout.texts.keys()):
-        yield from tried(skips, _record, layout, stem)
+        yield Files(
+            stem=stem,
+            targets=layout.target.name,
+            image=_below(path, layout.targets.get(stem)),
+            controls=tuple(
+                (folder.name, tuple(file.relative_to(path).as_posix() for file in of.get(stem, ())))
+                for folder, of in layout.controls.items()
+            ),
+            text=_below(path, layout.texts.get(stem)),
+        )
+
+
+def read_files(path: Path, files: Files) -> Edit | Caption:
+    """Return the record of what `list_files` found in a directory.
+
+    Raises:
+        DataError: If something is missing or cannot be read.
+    """
+    return _caption(path, files) if files.targets is None else _record(path, files)
 
 
 def is_folders(path: Path) -> bool:
@@ -91,7 +134,6 @@ def _layout(path: Path) -> _Layout | None:
         texts = {**(_files(folders[name], ".txt") if name in folders else {}), **texts}
     shown = _pictures(target)
     return _Layout(
-        root=path,
         target=target,
         targets=shown,
         controls={folder: _controls(_pictures(folder), shown) for folder in controls},
@@ -135,42 +177,42 @@ def _controls(
     return {stem: [file for _, file in sorted(found)] for stem, found in grouped.items()}
 
 
-def _record(layout: _Layout, stem: str) -> Edit | Caption:
-    shown = {folder: stems.get(stem, ()) for folder, stems in layout.controls.items()}
-    files = [file for found in shown.values() for file in found]
-    where = layout.target.name
-    if stem not in layout.targets and files:
+def _record(path: Path, files: Files) -> Edit | Caption:
+    controls = [path / name for _, names in files.controls for name in names]
+    where, stem = files.targets, files.stem
+    if files.image is None and controls:
         raise DataError(
-            f"{files[0]} has no target: {where}/ holds the pictures to be made, and none of them is"
-            f" {stem}; add it, or remove the control",
+            f"{controls[0]} has no target: {where}/ holds the pictures to be made, and none of them"
+            f" is {stem}; add it, or remove the control",
             reason="missing target",
         )
-    if stem not in layout.targets:
-        text = _text(layout.texts[stem])
-        return Caption(key=key_of(stem), text=text)
-    missing = [folder.name for folder, found in shown.items() if not found]
+    if files.image is None:
+        assert files.text is not None  # else nothing has this name
+        return Caption(key=key_of(stem), text=_text(path / files.text))
+    target = path / files.image
+    missing = [folder for folder, names in files.controls if not names]
     if missing:
         raise DataError(
-            f"{layout.targets[stem]} has no control: there is no {stem} in"
+            f"{target} has no control: there is no {stem} in"
             f" {' and '.join(f'{name}/' for name in missing)}; add it, or remove the target",
             reason="missing control",
         )
-    if stem not in layout.texts:
+    if files.text is None:
         raise DataError(
-            f"{layout.targets[stem]} has no text: write {where}/{stem}.txt or captions/{stem}.txt",
+            f"{target} has no text: write {where}/{stem}.txt or captions/{stem}.txt",
             reason="no caption",
         )
     return Edit(
         key=key_of(stem),
         caption="",
-        before=tuple(picture(file, str(file)) for file in files),
-        instruction=_text(layout.texts[stem]),
-        after=picture(layout.targets[stem], str(layout.targets[stem])),
-        provenance={"target": layout.name_of(layout.targets[stem])},
+        before=tuple(picture(file, str(file)) for file in controls),
+        instruction=_text(path / files.text),
+        after=picture(target, str(target)),
+        provenance={"target": files.image},
     )
 
 
-def _captioned(path: Path, skips: Skips) -> Iterator[Caption]:
+def _beside(path: Path) -> Iterator[Files]:
     images, texts = _by_stem(path, *PICTURES), _by_stem(path, ".txt")
     if not texts:
         raise DataError(
@@ -179,7 +221,8 @@ def _captioned(path: Path, skips: Skips) -> Iterator[Caption]:
             reason="unclear folders",
         )
     for stem in sorted(images.keys() | texts.keys()):
-        yield from tried(skips, _caption, stem, images.get(stem), texts.get(stem))
+        image, text = _below(path, images.get(stem)), _below(path, texts.get(stem))
+        yield Files(stem=stem, targets=None, image=image, text=text)
 
 
 def _by_stem(path: Path, *suffixes: str) -> dict[str, Path]:
@@ -200,12 +243,17 @@ def _by_stem(path: Path, *suffixes: str) -> dict[str, Path]:
     return found
 
 
-def _caption(stem: str, image: Path | None, text: Path | None) -> Caption:
-    if text is None:
-        name = f"{Path(stem).name}.txt"
+def _below(path: Path, file: Path | None) -> str | None:
+    return None if file is None else file.relative_to(path).as_posix()
+
+
+def _caption(path: Path, files: Files) -> Caption:
+    image = None if files.image is None else path / files.image
+    if files.text is None:
+        name = f"{Path(files.stem).name}.txt"
         raise DataError(f"{image} has no {name} beside it; write one", reason="no caption")
     shown = None if image is None else picture(image, str(image))
-    return Caption(key=key_of(stem), text=_text(text), image=shown)
+    return Caption(key=key_of(files.stem), text=_text(path / files.text), image=shown)
 
 
 def _text(path: Path) -> str:

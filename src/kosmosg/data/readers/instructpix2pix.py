@@ -2,8 +2,10 @@
 
 import os
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
+from typing import TypeAlias
 
 from kosmosg.data.readers.files import (
     MAX_OBJECT_BYTES,
@@ -25,6 +27,10 @@ from kosmosg.errors import DataError
 _SEED = re.compile(r"\w+")
 
 
+# The name of a prompt's folder below the data set's directory, and the seeds of its pairs.
+Folder: TypeAlias = tuple[str, tuple[str, ...]]
+
+
 def read_instructpix2pix(path: Path, *, skips: Skips) -> Iterator[Edit]:
     """Yield an edit for each seed's pair in the original data set's folders.
 
@@ -41,21 +47,43 @@ def read_instructpix2pix(path: Path, *, skips: Skips) -> Iterator[Edit]:
     Source:
         Layout: github.com/timothybrooks/instruct-pix2pix, prepare_dataset.py.
     """
-    listed = path / "seeds.json"
-    folders = _listed(listed, skips) if listed.is_file() else _found(path)
-    for folder, seeds in folders:
-        try:
-            prompt = _prompt(folder / "prompt.json")
-        except DataError as error:
-            skips.skip(error)
+    for folder in list_folders(path):
+        if isinstance(folder, DataError):
+            skips.skip(folder)
             continue
-        notes = _notes(folder / "metadata.jsonl", skips)
-        name = folder.relative_to(path).as_posix()
-        for seed in seeds:
-            yield from tried(skips, _edit, folder, name, seed, prompt, notes.get(seed, {}))
+        for _, read in pairs_of(path, folder, skips):
+            yield from tried(skips, read)
 
 
-def _listed(path: Path, skips: Skips) -> Iterator[tuple[Path, Sequence[str]]]:
+def list_folders(path: Path) -> Iterator[Folder | DataError]:
+    """Yield the folders of the data set, or in the place of a bad entry of its list what is wrong.
+
+    Raises:
+        DataError: If there is no prompt, or the list is damaged.
+    """
+    listed = path / "seeds.json"
+    yield from _listed(listed) if listed.is_file() else _found(path)
+
+
+def pairs_of(path: Path, folder: Folder, skips: Skips) -> Iterator[tuple[str, Callable[[], Edit]]]:
+    """Yield the key of each pair of a folder, and what reads it; a bad prompt is skipped.
+
+    Raises:
+        DataError: If too many were skipped.
+    """
+    name, seeds = folder
+    try:
+        prompt = _prompt(path / name / "prompt.json")
+    except DataError as error:
+        skips.skip(error)
+        return
+    notes = _notes(path / name / "metadata.jsonl", skips)
+    for seed in seeds:
+        read = partial(_edit, path / name, name, seed, prompt, notes.get(seed, {}))
+        yield key_of(name, seed), read
+
+
+def _listed(path: Path) -> Iterator[Folder | DataError]:
     with opened(path) as file:
         listed = parse_any(file.read(MAX_OBJECT_BYTES + 1), str(path))
     if not isinstance(listed, list):
@@ -64,26 +92,27 @@ def _listed(path: Path, skips: Skips) -> Iterator[tuple[Path, Sequence[str]]]:
         try:
             yield _entry(path, number, entry)
         except DataError as error:
-            skips.skip(error)
+            yield error
 
 
-def _entry(path: Path, number: int, entry: object) -> tuple[Path, Sequence[str]]:
+def _entry(path: Path, number: int, entry: object) -> Folder:
     place = f"{path} entry {number}"
     match entry:
         case [str(name), [*seeds]]:
             if all(_SEED.fullmatch(str(seed)) for seed in seeds):
-                return inside(path.parent, name, place), [str(seed) for seed in seeds]
+                folder = inside(path.parent, name, place).relative_to(path.parent)
+                return folder.as_posix(), tuple(map(str, seeds))
     raise DataError(f"{place} is {str(entry)[:60]}, expected [name, [seeds]]", reason="bad entry")
 
 
-def _found(path: Path) -> Iterator[tuple[Path, Sequence[str]]]:
+def _found(path: Path) -> Iterator[Folder]:
     is_empty = True
     for directory, folders, names in os.walk(path):
         folders.sort()
         if "prompt.json" in names:
             is_empty = False
             seeds = [name.removesuffix("_0.jpg") for name in names if name.endswith("_0.jpg")]
-            yield Path(directory), sorted(seeds)
+            yield Path(directory).relative_to(path).as_posix(), tuple(sorted(seeds))
     if is_empty:
         raise DataError(
             f"{path} has no folder with a prompt.json; name the data set's directory",
