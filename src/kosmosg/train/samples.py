@@ -35,7 +35,7 @@ def of_prompts(
     heads = ["wanted", "drawn", *["shown"] * max((len(own) for own in pictures), default=0)]
 
     def draw(model: nn.Module, _step: int) -> Image.Image:
-        held = {part: part.device for part in (pipe.unet, pipe.vae)}
+        held: dict[nn.Module, torch.device] = {one: one.device for one in (pipe.unet, pipe.vae)}
         pipe.to(next(model.parameters()).device)  # parts that do not learn may have stayed behind
         drawn = []
         with torch.autocast(pipe.device.type, torch.bfloat16):
