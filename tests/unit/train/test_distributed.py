@@ -6,12 +6,13 @@ import torch
 from kosmosg import checkpoint
 from kosmosg.errors import ConfigError, KosmosGError
 from kosmosg.train import distributed
-from kosmosg.train.distributed import Ranks, _has_parameters, _learns, _roots, blocks, join
+from kosmosg.train.distributed import Ranks, blocks, join
 from kosmosg.train.loop import fit
 from kosmosg.train.optim import LossScale
 from kosmosg.train.run import Parts, RunConfig, run
 from kosmosg.train.stage import freeze_except
 from kosmosg.train.stage2_align import AlignConfig
+from kosmosg.train.units import _roots, has_parameters, learns
 from toys.stages import Captions, toys
 from toys.training import Pairs, Regression, net, train_config
 
@@ -21,19 +22,19 @@ def named(model, modules) -> set[str]:
     return {names[module] for module in modules}
 
 
-def test_what_learns_is_cut_into_blocks_and_what_is_called_whole():
+def test_whatlearns_is_cut_into_blocks_and_what_is_called_whole():
     model = toys().model
     freeze_except(model, ("aligner.encoder.*", "mllm.layers.1.*", "mllm.embed_tokens.*"))
     encoder = {"aligner.encoder.layers.0", "aligner.encoder.query_layers.0"}
     assert named(model, blocks(model)) == {"mllm.layers.1", *encoder}
-    assert named(model, _roots(model, _learns)) == {"mllm", "aligner.encoder"}
+    assert named(model, _roots(model, learns)) == {"mllm", "aligner.encoder"}
     # All parts, frozen ones too: N is called by itself, so it is not cut together with M.
     everything = {"mllm", "aligner.encoder", "aligner.decoder"}
-    assert named(model, _roots(model, _has_parameters)) == everything
+    assert named(model, _roots(model, has_parameters)) == everything
     freeze_except(model, ("mllm.layers.*",))
-    assert named(model, _roots(model, _learns)) == named(model, blocks(model))
+    assert named(model, _roots(model, learns)) == named(model, blocks(model))
     plain = net()
-    assert _roots(plain, _learns) == [plain]
+    assert _roots(plain, learns) == [plain]
 
 
 def test_ranks_that_cannot_be_grouped_are_refused(monkeypatch):
