@@ -103,9 +103,11 @@ SETTINGS: list[dict[str, Any]] = [
     {"negative_prompt": "snow", "num_inference_steps": 5},
     *({"scheduler": name} for name in NAMES),
 ]
+# Not their text: a picture's holds its address, which differs in each worker of one run.
+NAMED = ["-".join(settings) or "defaults" for settings in SETTINGS]
 
 
-@pytest.mark.parametrize("settings", SETTINGS, ids=str)
+@pytest.mark.parametrize("settings", SETTINGS, ids=NAMED)
 def test_alone_a_picture_is_that_of_generate_to_the_bit(device: Device, settings: dict[str, Any]):
     task, _ = task_of(**settings)
     device.encode(task)
