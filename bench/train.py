@@ -68,6 +68,7 @@ ORIGINAL_STAGE2_S, ORIGINAL_GIB = 6.84, 11.6
 ORIGINAL_RATE = {"float32": 327e9, "bfloat16": 1.9e12}
 AIMS = {"stage1": 1.3, "stage2": 1.3, "stage3": 1.15, "loop": 1.02}
 CAPTIONS, WORDS, ROW = 8, 20, 2048
+LENGTH_GROUPS = 6  # as the recipe of stage 3 has them
 IMAGE, END_IMAGE, SLOTS = 64003, 64004, 64
 VAE = {
     "block_out_channels": (128, 256, 512, 512),
@@ -252,10 +253,10 @@ def stage3(setting: Setting) -> dict[str, Any]:
         condition_drop=0.0,
         loss_weighting="uniform",
         min_snr_gamma=None,
-        length_groups=1,
+        length_groups=LENGTH_GROUPS,
     )
     prompts = [sequence(2, 45), sequence(0, 0)]
-    prompt = group(prompts, num_groups=1, pad_id=1)
+    prompt = group(prompts, num_groups=LENGTH_GROUPS, pad_id=1)  # the null prompt by itself
     posterior = torch.randn(1, 2, 4, 64, 64).abs()
     batch = InstructBatch(sequences=prompt, null_among=True, posterior=posterior)
     step = step_of(stage, model, batch, setting)
@@ -271,7 +272,7 @@ def stage3(setting: Setting) -> dict[str, Any]:
     def read() -> None:
         model.train()
         with setting.autocast():
-            conditions = model.encode(prompt.batches[0])
+            conditions = torch.cat([model.encode(batch) for batch in prompt.batches])
         conditions.float().square().mean().backward()
         model.zero_grad(set_to_none=True)
 
