@@ -22,10 +22,11 @@ import torch
 from PIL import Image
 from pydantic import InstanceOf
 
-from kosmosg import conditions, hashes, memory, release
+from kosmosg import conditions, devices, hashes, memory, release
 from kosmosg.branches import pictures_of
 from kosmosg.conditions import Condition
 from kosmosg.controls import scales_of, weights_of
+from kosmosg.devices import DType
 from kosmosg.errors import ConfigError
 from kosmosg.note import (
     VERSION,
@@ -46,7 +47,6 @@ from kosmosg.sequence import Prompt
 from kosmosg.settings import checked
 
 Parts = Sequence[str | Picture]
-DType = Literal["float32", "float16", "bfloat16"]
 DECODER = ("unet", "vae")
 ENCODER = ("mllm", "aligner", "tokenizer")
 
@@ -96,7 +96,7 @@ def load(
         ConfigError: If there is no such device, no torchao to quantize, or the scales are not as
             many as the LoRAs.
     """
-    check_device(device)
+    devices.check(device, devices.find())
     if adapter is not None and not encoder:
         raise ConfigError(
             "an adapter changes how words and pictures are read, and a condition has been read; "
@@ -119,26 +119,6 @@ def load(
         pipe.load_adapter(adapter.path, scale=adapter_scale)
     # Where the weights are already, moving them would only have diffusers advise against float16.
     return pipe if device == "cpu" else typing.cast(KosmosGPipeline, pipe.to(device))
-
-
-def find_device() -> str:
-    """Return the best device of this machine: cuda, mps or cpu."""
-    if torch.cuda.is_available():
-        return "cuda"
-    return "mps" if torch.backends.mps.is_available() else "cpu"
-
-
-def check_device(device: str) -> None:
-    """Pass a device that this machine has.
-
-    Raises:
-        ConfigError: Naming those that it has.
-    """
-    there = ["cpu", *(["mps"] if torch.backends.mps.is_available() else [])]
-    if torch.cuda.is_available():
-        there += ["cuda", *(f"cuda:{index}" for index in range(torch.cuda.device_count()))]
-    if device not in there:
-        raise ConfigError(f"this machine has no device {device!r}; it has {', '.join(there)}")
 
 
 def encode_for(pipe: KosmosGPipeline, drawing: Drawing) -> Condition:

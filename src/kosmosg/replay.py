@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from kosmosg import drawing, hashes, release
+from kosmosg import devices, drawing, hashes, release
 from kosmosg.controlnet import WEIGHTS
 from kosmosg.drawing import Drawing
 from kosmosg.errors import ConfigError, PromptError
@@ -66,7 +66,8 @@ def replay(
     except (ConfigError, RecursionError) as error:
         raise ConfigError(f"the note in {path} cannot be replayed: {error}") from None
     parts = drawing.DECODER if drawn.arguments.get("conditions") else _ALL
-    device = load["device"] if _is_there(load["device"]) else drawing.find_device()
+    there = devices.find()
+    device = devices.choose(load["device"] if load["device"] in there.names else "auto", there)
     with _threads(note.machine.threads):
         load = {**load, "device": device}
         pipe = drawing.load(directory, **load, encoder=parts is _ALL)
@@ -167,14 +168,6 @@ def _fits(path: Path, wanted: Wanted) -> bool:
         return 0 < path.stat().st_size <= MAX_BYTES
     except OSError:
         return False
-
-
-def _is_there(device: str) -> bool:
-    try:
-        drawing.check_device(device)
-    except ConfigError:
-        return False
-    return True
 
 
 @contextlib.contextmanager

@@ -149,9 +149,7 @@ def generate(
             "--resume", help="Pass over what is there already, drawn with the same settings."
         ),
     ] = False,
-    dtype: Annotated[
-        Precision, typer.Option(help="Precision; float16 needs a GPU to be fast.")
-    ] = Precision.float32,
+    dtype: Precision = "auto",
     device: Device = "auto",
     quantize: Quantize = None,
     offload: Annotated[
@@ -177,7 +175,7 @@ def generate(
     again. The paths of the files written go to stdout.
     """  # noqa: D301 -- click's mark for text to be kept as it is
     prepare_libraries()
-    from kosmosg import drawing, release
+    from kosmosg import devices, drawing, release
 
     options = Options(
         num_images=num_images,
@@ -216,9 +214,10 @@ def generate(
         with located(job.where):
             check_job(job, directory)
     hide_loading_bars()
+    where = devices.choose(device, devices.find())
     load: dict[str, Any] = {
-        "dtype": dtype.value,
-        "device": drawing.find_device() if device == "auto" else device,
+        "dtype": devices.choose_dtype(dtype, where),
+        "device": where,
         **({} if quantize is None else {"quantize": quantize.value}),
         **lora_arguments(lora or ()),
         **adapter_arguments(adapter),
