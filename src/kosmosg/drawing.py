@@ -207,8 +207,10 @@ def draw(
     control_images: Sequence[InstanceOf[Picture]] = (),
     canny: bool = False,
     **arguments: Any,  # noqa: ANN401 -- of the pipeline's call
-) -> list[Image.Image]:
-    """Return one picture for each seed; noise is drawn on the CPU, whatever the device.
+) -> Any:  # noqa: ANN401 -- diffusers' output
+    """Return one picture for each seed, as `images`; noise is drawn on the CPU on any device.
+
+    `nsfw_content_detected` says which are black because the pipe's safety checker flagged them.
 
     Args:
         pipe: Its sampler is another's only while drawing.
@@ -261,7 +263,7 @@ def draw(
             **arguments,
             num_images_per_prompt=len(seeds),
             generator=[torch.Generator().manual_seed(seed) for seed in seeds],
-        ).images
+        )
     finally:
         pipe.scheduler = own
 
@@ -294,6 +296,7 @@ def note(
     model: str | Path,
     load: Mapping[str, Any],
     index: int | None,
+    flagged: Sequence[bool] | None = None,
 ) -> Note:
     """Return what a picture's PNG says: all that `replay` needs and compares.
 
@@ -303,6 +306,7 @@ def note(
         model: As `load` was called with.
         load: What else `load` was called with; of the device its kind is noted.
         index: Which picture of the drawing this is; None is the sheet of all.
+        flagged: What a safety checker said of each, if there was one.
 
     Raises:
         CheckpointError: If the model's files cannot be read.
@@ -325,6 +329,9 @@ def note(
             instructions=torch.backends.cpu.get_cpu_capability(),
             threads=torch.get_num_threads(),
         ),
+        nsfw_content_detected=None
+        if flagged is None
+        else any(flagged if index is None else [flagged[index]]),
         versions={
             name: version(name) for name in ("kosmosg", "torch", "diffusers", "transformers")
         },

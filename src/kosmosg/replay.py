@@ -59,6 +59,11 @@ def replay(
         CheckpointError: If the model is not there.
     """
     image, note = read_png(path)
+    if note.nsfw_content_detected:
+        raise ConfigError(
+            f"a safety checker made {path} black, so there is nothing to compare with; "
+            "`kosmosg generate` with the prompt and seeds in its note draws it"
+        )
     folders = [path.parent, Path()] if pictures is None else list(pictures)
     try:
         drawn, load = _read(note, folders)
@@ -73,7 +78,7 @@ def replay(
         pipe = drawing.load(directory, **load, encoder=parts is _ALL)
         pipe.set_progress_bar_config(disable=None, desc="denoising")
         drawing.check(pipe, drawn)
-        images = drawing.draw(pipe, drawn.prompt, seeds=drawn.seeds, **drawn.arguments)
+        images = drawing.draw(pipe, drawn.prompt, seeds=drawn.seeds, **drawn.arguments).images
         now = drawing.note(pipe, drawn, model=directory, load=load, index=note.index)
     again = drawing.sheet(images) if note.index is None else images[note.index]
     return Outcome(

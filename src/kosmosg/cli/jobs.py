@@ -167,6 +167,8 @@ def is_done(job: Job, note: Note) -> bool:
     Args:
         job: Where it chose its seed itself, any seed will do.
         note: Of its picture or sheet, as it would be written now.
+
+    What a safety checker made black is drawn anew without one, what none has seen with one.
     """
     from kosmosg.note import read_png
 
@@ -179,6 +181,9 @@ def is_done(job: Job, note: Note) -> bool:
         except KosmosGError:
             return False
         if any(getattr(there, name) != getattr(note, name) for name in same):
+            return False
+        then, is_judged = there.nsfw_content_detected, note.nsfw_content_detected is not None
+        if then is None if is_judged else then:
             return False
     return True
 

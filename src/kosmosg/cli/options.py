@@ -58,6 +58,17 @@ Quantize = Annotated[
 ]
 
 
+SafetyChecker = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="DIR",
+        help="Judge pictures by diffusers' StableDiffusionSafetyChecker in a directory, such as "
+        "safety_checker of Stable Diffusion 1.5; what it flags is black.",
+        show_default="none",
+    ),
+]
+
+
 @dataclass(frozen=True, kw_only=True)
 class Options:
     """The settings of one picture or sheet, by their names on the command line and in a batch.

@@ -12,6 +12,7 @@ from kosmosg.cli.options import (
     Model,
     Precision,
     Quantize,
+    SafetyChecker,
     hide_loading_bars,
     prepare_libraries,
 )
@@ -93,6 +94,7 @@ def serve(
     dtype: Precision = "auto",
     device: Device = "auto",
     quantize: Quantize = None,
+    safety_checker: SafetyChecker = None,
 ) -> None:
     """Serve an API that OpenAI's clients speak, and a page.
 
@@ -140,6 +142,7 @@ def serve(
         requests_per_minute=rate,
         max_upload_bytes=round(max_upload * 2**20),
         mark=mark,
+        safety_checker=safety_checker,
     )
     hide_loading_bars()
     run(config, keys=keys, host=host, port=port, say=partial(print, flush=True))

@@ -100,7 +100,7 @@ def url_of(image: Image.Image) -> str:
 def by_drawing(config: ServeConfig, load: dict[str, Any], **arguments: Any) -> np.ndarray:
     pipe = drawing.load(config.model, **load)
     pipe.set_progress_bar_config(disable=True)
-    return np.asarray(drawing.draw(pipe, ["a red cat"], seeds=[5], **arguments)[0], int)
+    return np.asarray(drawing.draw(pipe, ["a red cat"], seeds=[5], **arguments).images[0], int)
 
 
 def test_a_lora_is_that_of_generate_and_only_where_it_is_named(config: ServeConfig, ask: Ask):
@@ -183,7 +183,7 @@ def test_a_weight_is_that_of_the_pipeline(config: ServeConfig, ask: Ask):
     pipe = drawing.load(config.model)
     pipe.set_progress_bar_config(disable=True)
     said = {"picture_weights": [[0.5]], "picture_guidance_scale": 2.0}
-    expected = drawing.draw(pipe, ["a photo of", own], seeds=[5], **said)[0]
+    expected = drawing.draw(pipe, ["a photo of", own], seeds=[5], **said).images[0]
     made = ask(json={"prompt": parts, "seed": 5, "image_guidance_scale": 2.0})
     np.testing.assert_array_equal(picture(made), np.asarray(expected, int))
 
