@@ -1,6 +1,6 @@
 """How long does encoding a prompt take at full size, and how far is that from the machine's limit?
 
-    python bench/encode.py [--dtype float32 bfloat16] [--threads 2] [--repeats 7]
+    python bench/encode.py [--dtype float32 bfloat16] [--threads 2] [--repeats 15]
 
 Random weights of the released sizes (1.9B); each dtype in a process of its own. The floor is the
 sum over all matrix products of max(bytes of the weight / read bandwidth, time of that very product
@@ -264,7 +264,7 @@ def main() -> None:
     )
     parser.add_argument("--dtype", nargs="+", default=["float32", "bfloat16"])
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--repeats", type=int, default=7)
+    parser.add_argument("--repeats", type=int, default=15)
     parser.add_argument("--child", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)

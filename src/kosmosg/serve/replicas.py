@@ -20,9 +20,9 @@ between its processes, so that its ports must be closed to strangers.
 import asyncio
 from typing import Any
 
-from ray import serve
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from kosmosg.errors import ConfigError
 from kosmosg.serve.api import create_app
 from kosmosg.serve.keys import Keys
 from kosmosg.serve.metrics import Metrics
@@ -85,7 +85,16 @@ def application(
         keys: Who may ask; None: everybody who reaches Ray's port.
         num_replicas: Each holds the model once.
         num_gpus: Of each replica; then `config.device` is `cuda`, which is its own.
+
+    Raises:
+        ConfigError: If Ray Serve is not installed.
     """
+    try:
+        from ray import serve
+    except ImportError as error:
+        raise ConfigError(
+            f"replicas need Ray Serve ({error}); pip install 'kosmosg[serve-replicas]'"
+        ) from error
     deployment = serve.deployment(
         name="kosmosg",
         num_replicas=num_replicas,
