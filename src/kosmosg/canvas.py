@@ -132,7 +132,7 @@ def paint(
         num_inference_steps=steps,
         guidance_scale=guidance_scale,
         generator=generator,
-        # diffusers would turn values that are no numbers into black pixels, and judge nothing
+        # diffusers would turn values that are no numbers into black pixels; our checks come after
         output_type="latent" if output_type == "latent" else "pt",
         cross_attention_kwargs=cross_attention_kwargs,
         callback_on_step_end=callback_on_step_end,

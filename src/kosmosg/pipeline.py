@@ -75,7 +75,7 @@ class KosmosGPipeline(DiffusionPipeline, UNetLoraLoaderMixin):
         generation_config: What None means in a call; by default what the released demo uses,
             at the size that the U-Net was made for.
         safety_checker: Diffusers' StableDiffusionSafetyChecker: pictures that it flags are black.
-            None, as in every model that we know of: nothing is judged.
+            None: nothing is judged.
         feature_extractor: What prepares pictures for it.
     """
 
@@ -168,17 +168,12 @@ class KosmosGPipeline(DiffusionPipeline, UNetLoraLoaderMixin):
         if "torch_dtype" not in kwargs:
             kwargs.setdefault("dtype", torch.float32)
         if "safety_checker" not in kwargs and release.has_part(directory, "safety_checker"):
-            kwargs |= dict(
-                zip(
-                    safety.NAMES,
-                    safety.load(
-                        directory / "safety_checker",
-                        dtype=_dtype_of("safety_checker", kwargs),
-                        variant=variant,
-                    ),
-                    strict=True,
-                )
+            kwargs["safety_checker"], extractor = safety.load(
+                directory / "safety_checker",
+                dtype=_dtype_of("safety_checker", kwargs),
+                variant=variant,
             )
+            kwargs.setdefault("feature_extractor", extractor)
         if "tokenizer" not in kwargs:
             kwargs["tokenizer"] = Tokenizer.from_pretrained(directory / "tokenizer")
         try:
@@ -669,7 +664,8 @@ class KosmosGPipeline(DiffusionPipeline, UNetLoraLoaderMixin):
         latents = latents.to(vae.dtype) / vae.config["scaling_factor"]
         images = vae.decode(latents, return_dict=False, generator=generator)[0]
         check_finite(images)
-        return self.present(self.image_processor.postprocess(images, output_type="pt"), output_type)
+        pictures: Any = self.image_processor.postprocess(images, output_type="pt")
+        return self.present(pictures, output_type)
 
     def present(self, images: safety.Images, output_type: str) -> StableDiffusionPipelineOutput:
         """Return pictures in [0, 1] as `pil`, `np` or `pt`, judged if there is a safety checker."""
@@ -703,9 +699,9 @@ def _defaults(unet: UNet2DConditionModel, vae_scale_factor: int) -> GenerationCo
 def _dtype_of(part: str, kwargs: Mapping[str, Any]) -> torch.dtype:
     """Return the precision that `from_pretrained` was asked for, of one part."""
     dtype = kwargs.get("torch_dtype", kwargs.get("dtype"))
-    return (
-        dtype.get(part, dtype.get("default", torch.float32)) if isinstance(dtype, dict) else dtype
-    )
+    if isinstance(dtype, dict):
+        dtype = dtype.get(part, dtype.get("default"))
+    return torch.float32 if dtype is None else dtype
 
 
 def _output(images: Any, flagged: list[bool] | None) -> StableDiffusionPipelineOutput:  # noqa: ANN401 -- list of PIL pictures, array or tensor

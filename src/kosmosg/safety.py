@@ -48,7 +48,7 @@ def load(
 
     Raises:
         CheckpointError: If a file is missing or damaged, or it is another model: a checker some of
-            whose weights are random would pass anything.
+            whose weights are random, or no numbers, would pass anything.
     """
     directory = Path(directory)
     if variant and not (directory / f"model.{variant}.safetensors").is_file():
@@ -82,6 +82,8 @@ def load(
         raise _unusable(
             directory, f"{len(wrong)} weights are missing or unexpected, such as {wrong[0]}"
         )
+    if not all(weight.isfinite().all() for weight in checker.state_dict().values()):
+        raise _unusable(directory, "some of its weights are no numbers")
     return checker.eval(), extractor
 
 

@@ -181,6 +181,12 @@ def drop_weight(directory):
     save_file(weights, directory / "model.safetensors", metadata={"format": "pt"})
 
 
+def spoil_weight(directory):
+    weights = load_file(directory / "model.safetensors")
+    weights["visual_projection.weight"][0, 0] = float("nan")
+    save_file(weights, directory / "model.safetensors", metadata={"format": "pt"})
+
+
 def widen(directory):
     config = json.loads((directory / "config.json").read_text())
     config["projection_dim"] = 12
@@ -191,6 +197,7 @@ def widen(directory):
     ("harm", "reason"),
     [
         (drop_weight, "1 weights are missing or unexpected, such as concept_embeds"),
+        (spoil_weight, "some of its weights are no numbers"),
         (lambda directory: (directory / "config.json").unlink(), "config.json is missing"),
         (lambda directory: (directory / "config.json").write_text("[]"), "no safety checker at"),
         (widen, "no safety checker at"),

@@ -43,8 +43,8 @@ Guidance = Annotated[float, typer.Option(help="Strength of guidance.")]
 Size = Annotated[
     int | None, typer.Option(help="Of a picture's side, in pixels.", show_default="the model's")
 ]
+# No auto: a figure does not depend on which machine it was found on.
 DType = Annotated[
-    # No auto: a figure does not depend on which machine it was found on.
     Literal["float32", "float16", "bfloat16"], typer.Option(help="What to compute in.")
 ]
 
