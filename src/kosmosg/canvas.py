@@ -132,16 +132,15 @@ def paint(
         num_inference_steps=steps,
         guidance_scale=guidance_scale,
         generator=generator,
-        # diffusers would turn values that are no numbers into black pixels
-        output_type="pt" if output_type == "pil" else output_type,
+        # diffusers would turn values that are no numbers into black pixels; our checks come after
+        output_type="latent" if output_type == "latent" else "pt",
         cross_attention_kwargs=cross_attention_kwargs,
         callback_on_step_end=callback_on_step_end,
     )
-    if output_type == "pil":
-        check_finite(drawn.images)
-        pixels = pipe.image_processor.pt_to_numpy(drawn.images)
-        drawn.images = pipe.image_processor.numpy_to_pil(pixels)
-    return drawn
+    if output_type == "latent":
+        return drawn
+    check_finite(drawn.images)
+    return pipe.present(drawn.images, output_type)
 
 
 def check_ours(arguments: Mapping[str, Any]) -> None:

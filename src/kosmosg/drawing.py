@@ -22,10 +22,11 @@ import torch
 from PIL import Image
 from pydantic import InstanceOf
 
-from kosmosg import conditions, hashes, memory, release
+from kosmosg import conditions, devices, hashes, memory, release
 from kosmosg.branches import pictures_of
 from kosmosg.conditions import Condition
 from kosmosg.controls import scales_of, weights_of
+from kosmosg.devices import DType
 from kosmosg.errors import ConfigError
 from kosmosg.note import (
     VERSION,
@@ -46,7 +47,6 @@ from kosmosg.sequence import Prompt
 from kosmosg.settings import checked
 
 Parts = Sequence[str | Picture]
-DType = Literal["float32", "float16", "bfloat16"]
 DECODER = ("unet", "vae")
 ENCODER = ("mllm", "aligner", "tokenizer")
 
@@ -96,7 +96,7 @@ def load(
         ConfigError: If there is no such device, no torchao to quantize, or the scales are not as
             many as the LoRAs.
     """
-    check_device(device)
+    devices.check(device, devices.find())
     if adapter is not None and not encoder:
         raise ConfigError(
             "an adapter changes how words and pictures are read, and a condition has been read; "
@@ -119,26 +119,6 @@ def load(
         pipe.load_adapter(adapter.path, scale=adapter_scale)
     # Where the weights are already, moving them would only have diffusers advise against float16.
     return pipe if device == "cpu" else typing.cast(KosmosGPipeline, pipe.to(device))
-
-
-def find_device() -> str:
-    """Return the best device of this machine: cuda, mps or cpu."""
-    if torch.cuda.is_available():
-        return "cuda"
-    return "mps" if torch.backends.mps.is_available() else "cpu"
-
-
-def check_device(device: str) -> None:
-    """Pass a device that this machine has.
-
-    Raises:
-        ConfigError: Naming those that it has.
-    """
-    there = ["cpu", *(["mps"] if torch.backends.mps.is_available() else [])]
-    if torch.cuda.is_available():
-        there += ["cuda", *(f"cuda:{index}" for index in range(torch.cuda.device_count()))]
-    if device not in there:
-        raise ConfigError(f"this machine has no device {device!r}; it has {', '.join(there)}")
 
 
 def encode_for(pipe: KosmosGPipeline, drawing: Drawing) -> Condition:
@@ -227,8 +207,10 @@ def draw(
     control_images: Sequence[InstanceOf[Picture]] = (),
     canny: bool = False,
     **arguments: Any,  # noqa: ANN401 -- of the pipeline's call
-) -> list[Image.Image]:
-    """Return one picture for each seed; noise is drawn on the CPU, whatever the device.
+) -> Any:  # noqa: ANN401 -- diffusers' output
+    """Return one picture for each seed, as `images`; noise is drawn on the CPU on any device.
+
+    `nsfw_content_detected` says which are black because the pipe's safety checker flagged them.
 
     Args:
         pipe: Its sampler is another's only while drawing.
@@ -281,7 +263,7 @@ def draw(
             **arguments,
             num_images_per_prompt=len(seeds),
             generator=[torch.Generator().manual_seed(seed) for seed in seeds],
-        ).images
+        )
     finally:
         pipe.scheduler = own
 
@@ -314,6 +296,7 @@ def note(
     model: str | Path,
     load: Mapping[str, Any],
     index: int | None,
+    flagged: Sequence[bool] | None = None,
 ) -> Note:
     """Return what a picture's PNG says: all that `replay` needs and compares.
 
@@ -323,6 +306,7 @@ def note(
         model: As `load` was called with.
         load: What else `load` was called with; of the device its kind is noted.
         index: Which picture of the drawing this is; None is the sheet of all.
+        flagged: What a safety checker said of each, if there was one.
 
     Raises:
         CheckpointError: If the model's files cannot be read.
@@ -345,6 +329,9 @@ def note(
             instructions=torch.backends.cpu.get_cpu_capability(),
             threads=torch.get_num_threads(),
         ),
+        nsfw_content_detected=None
+        if flagged is None
+        else any(flagged if index is None else [flagged[index]]),
         versions={
             name: version(name) for name in ("kosmosg", "torch", "diffusers", "transformers")
         },

@@ -94,6 +94,8 @@ class Note:
         scheduler: The sampler.
         machine: Where.
         versions: Of kosmosg and the libraries that compute.
+        nsfw_content_detected: Whether the picture, or one of the sheet, is black because a safety
+            checker flagged it; None where there was none.
     """
 
     version: int
@@ -106,6 +108,7 @@ class Note:
     scheduler: Scheduler
     machine: Machine
     versions: dict[str, str]
+    nsfw_content_detected: bool | None = None
 
 
 def prompt_of(parts: Sequence[str | Picture]) -> "list[str | Image.Image]":

@@ -3,7 +3,7 @@
 import dataclasses
 import inspect
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, cast, get_args
 
@@ -12,12 +12,15 @@ from diffusers.callbacks import MultiPipelineCallbacks, PipelineCallback
 from diffusers.image_processor import VaeImageProcessor
 from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
-from diffusers.pipelines.pipeline_utils import DiffusionPipeline, ImagePipelineOutput
+from diffusers.pipelines.pipeline_utils import DiffusionPipeline
+from diffusers.pipelines.stable_diffusion.pipeline_output import StableDiffusionPipelineOutput
 from diffusers.schedulers.scheduling_utils import SchedulerMixin
 from diffusers.utils.torch_utils import randn_tensor
 from safetensors import SafetensorError
+from torch import nn
+from transformers.image_processing_base import ImageProcessingMixin
 
-from kosmosg import adapter, branches, config, memory, release
+from kosmosg import adapter, branches, config, memory, release, safety
 from kosmosg.controls import (
     WHOLE,
     Fractions,
@@ -71,10 +74,14 @@ class KosmosGPipeline(DiffusionPipeline, UNetLoraLoaderMixin):
         tokenizer: Cuts words into ids.
         generation_config: What None means in a call; by default what the released demo uses,
             at the size that the U-Net was made for.
+        safety_checker: Diffusers' StableDiffusionSafetyChecker: pictures that it flags are black.
+            None: nothing is judged.
+        feature_extractor: What prepares pictures for it.
     """
 
     model_cpu_offload_seq = "mllm->aligner->unet->vae"
-    _optional_components: ClassVar[list[str]] = ["mllm", "aligner", "tokenizer"]
+    _optional_components: ClassVar[list[str]] = ["mllm", "aligner", "tokenizer", *safety.NAMES]
+    _exclude_from_cpu_offload: ClassVar[list[str]] = ["safety_checker"]
     _callback_tensor_inputs: ClassVar[list[str]] = [
         "latents",
         "prompt_embeds",
@@ -87,6 +94,8 @@ class KosmosGPipeline(DiffusionPipeline, UNetLoraLoaderMixin):
     vae: AutoencoderKL
     scheduler: Any
     tokenizer: Tokenizer
+    safety_checker: nn.Module | None
+    feature_extractor: Any
 
     def __init__(
         self,
@@ -97,10 +106,14 @@ class KosmosGPipeline(DiffusionPipeline, UNetLoraLoaderMixin):
         vae: AutoencoderKL,
         scheduler: SchedulerMixin,
         tokenizer: Tokenizer,
+        safety_checker: nn.Module | None = None,
+        feature_extractor: ImageProcessingMixin | None = None,
         generation_config: GenerationConfig | None = None,
     ) -> None:
         super().__init__()
+        safety.check_pair(safety_checker, feature_extractor)
         self.register_modules(mllm=mllm, aligner=aligner, unet=unet, vae=vae, scheduler=scheduler)
+        self.register_modules(safety_checker=safety_checker, feature_extractor=feature_extractor)
         # A component, but not of a kind that diffusers can save or load: see from_pretrained.
         self.register_to_config(tokenizer=(None, None))
         self.tokenizer = tokenizer
@@ -154,6 +167,13 @@ class KosmosGPipeline(DiffusionPipeline, UNetLoraLoaderMixin):
         kwargs.setdefault("use_safetensors", True)  # or a .bin would do where there are none
         if "torch_dtype" not in kwargs:
             kwargs.setdefault("dtype", torch.float32)
+        if "safety_checker" not in kwargs and release.has_part(directory, "safety_checker"):
+            kwargs["safety_checker"], extractor = safety.load(
+                directory / "safety_checker",
+                dtype=_dtype_of("safety_checker", kwargs),
+                variant=variant,
+            )
+            kwargs.setdefault("feature_extractor", extractor)
         if "tokenizer" not in kwargs:
             kwargs["tokenizer"] = Tokenizer.from_pretrained(directory / "tokenizer")
         try:
@@ -472,11 +492,12 @@ class KosmosGPipeline(DiffusionPipeline, UNetLoraLoaderMixin):
         cross_attention_kwargs: dict[str, Any] | None = None,
         callback_on_step_end: Callback | None = None,
         callback_on_step_end_tensor_inputs: Sequence[str] = ("latents",),
-    ) -> Any:  # noqa: ANN401 -- ImagePipelineOutput, or a tuple where return_dict is False
+    ) -> Any:  # noqa: ANN401 -- diffusers' output, or a tuple where return_dict is False
         """Return `num_images_per_prompt` pictures of each prompt, one prompt after another.
 
         The arguments are StableDiffusionPipeline's, and controls that need no training (docs page
-        Controls); what is None is the model's own default.
+        Controls); what is None is the model's own default. So is the output: `images`, and
+        `nsfw_content_detected`, which is None where there is no safety checker.
 
         Args:
             prompt: Words, a list of words and pictures, or a list of such lists.
@@ -623,23 +644,40 @@ class KosmosGPipeline(DiffusionPipeline, UNetLoraLoaderMixin):
         )
 
         # 7. Decode
-        images = self.decode(latents, generator, output_type)
+        output = self.decode(latents, generator, output_type)
         self.maybe_free_model_hooks()
-        return ImagePipelineOutput(images=images) if return_dict else (images,)
+        return output if return_dict else (output.images, output.nsfw_content_detected)
 
-    def decode(self, latents: Latents, generator: Generator | None, output_type: str) -> Any:  # noqa: ANN401 -- list of PIL pictures, array or tensor
+    def decode(
+        self, latents: Latents, generator: Generator | None, output_type: str
+    ) -> StableDiffusionPipelineOutput:
         """Return what a call's `output_type` asks for of the latents at its end.
+
+        Latents themselves are not judged by a safety checker.
 
         Raises:
             ConfigError: If the pictures have values that are no numbers.
         """
         if output_type == "latent":
-            return latents
+            return _output(latents, None)
         vae: Any = self.vae  # diffusers types its argument as a FloatTensor, which no tensor is
         latents = latents.to(vae.dtype) / vae.config["scaling_factor"]
         images = vae.decode(latents, return_dict=False, generator=generator)[0]
         check_finite(images)
-        return self.image_processor.postprocess(images, output_type=output_type)
+        pictures: Any = self.image_processor.postprocess(images, output_type="pt")
+        return self.present(pictures, output_type)
+
+    def present(self, images: safety.Images, output_type: str) -> StableDiffusionPipelineOutput:
+        """Return pictures in [0, 1] as `pil`, `np` or `pt`, judged if there is a safety checker."""
+        flagged = None
+        if self.safety_checker is not None:
+            images, flagged = safety.judge(self.safety_checker, self.feature_extractor, images)
+        if output_type == "pt":
+            return _output(images, flagged)
+        pixels = self.image_processor.pt_to_numpy(images)
+        if output_type == "np":
+            return _output(pixels, flagged)
+        return _output(self.image_processor.numpy_to_pil(pixels), flagged)
 
 
 def sampler_name(scheduler: SchedulerMixin) -> str:
@@ -656,6 +694,18 @@ def _defaults(unet: UNet2DConditionModel, vae_scale_factor: int) -> GenerationCo
     if not isinstance(side, int):
         return GenerationConfig()
     return GenerationConfig(height=side * vae_scale_factor, width=side * vae_scale_factor)
+
+
+def _dtype_of(part: str, kwargs: Mapping[str, Any]) -> torch.dtype:
+    """Return the precision that `from_pretrained` was asked for, of one part."""
+    dtype = kwargs.get("torch_dtype", kwargs.get("dtype"))
+    if isinstance(dtype, dict):
+        dtype = dtype.get(part, dtype.get("default"))
+    return torch.float32 if dtype is None else dtype
+
+
+def _output(images: Any, flagged: list[bool] | None) -> StableDiffusionPipelineOutput:  # noqa: ANN401 -- list of PIL pictures, array or tensor
+    return StableDiffusionPipelineOutput(images=images, nsfw_content_detected=flagged)
 
 
 def accepted(function: Callable[..., object], **arguments: object) -> dict[str, Any]:

@@ -138,12 +138,26 @@ def absent_parts(directory: Path) -> set[str]:
     Raises:
         CheckpointError: If the directory's index is there but cannot be read.
     """
+    return {name for name in PARTS if _indexed(directory, name) is None}
+
+
+def has_part(directory: Path, part: str) -> bool:
+    """Return whether the model was saved with a part that most are without.
+
+    Raises:
+        CheckpointError: If the directory's index is there but cannot be read.
+    """
+    return bool(_indexed(directory, part))
+
+
+def _indexed(directory: Path, name: str) -> str | None:
+    """Return which library a part is of: None if it was saved without, "" if nothing is said."""
     path = directory / INDEX_FILE
     if not path.is_file():
-        return set()  # check_files says so
+        return ""  # check_files says so
     try:
         index = json.loads(path.read_text(encoding="utf-8"))
-        return {name for name in PARTS if index.get(name, [""])[0] is None}
+        return index.get(name, [""])[0]
     except (
         *(OSError, ValueError, RecursionError),
         *(TypeError, AttributeError, LookupError),

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from kosmosg import drawing, hashes, release
+from kosmosg import devices, drawing, hashes, release
 from kosmosg.controlnet import WEIGHTS
 from kosmosg.drawing import Drawing
 from kosmosg.errors import ConfigError, PromptError
@@ -59,6 +59,11 @@ def replay(
         CheckpointError: If the model is not there.
     """
     image, note = read_png(path)
+    if note.nsfw_content_detected:
+        raise ConfigError(
+            f"a safety checker made {path} black, so there is nothing to compare with; "
+            "`kosmosg generate` with the prompt and seeds in its note draws it"
+        )
     folders = [path.parent, Path()] if pictures is None else list(pictures)
     try:
         drawn, load = _read(note, folders)
@@ -66,13 +71,14 @@ def replay(
     except (ConfigError, RecursionError) as error:
         raise ConfigError(f"the note in {path} cannot be replayed: {error}") from None
     parts = drawing.DECODER if drawn.arguments.get("conditions") else _ALL
-    device = load["device"] if _is_there(load["device"]) else drawing.find_device()
+    there = devices.find()
+    device = devices.choose(load["device"] if load["device"] in there.names else "auto", there)
     with _threads(note.machine.threads):
         load = {**load, "device": device}
         pipe = drawing.load(directory, **load, encoder=parts is _ALL)
         pipe.set_progress_bar_config(disable=None, desc="denoising")
         drawing.check(pipe, drawn)
-        images = drawing.draw(pipe, drawn.prompt, seeds=drawn.seeds, **drawn.arguments)
+        images = drawing.draw(pipe, drawn.prompt, seeds=drawn.seeds, **drawn.arguments).images
         now = drawing.note(pipe, drawn, model=directory, load=load, index=note.index)
     again = drawing.sheet(images) if note.index is None else images[note.index]
     return Outcome(
@@ -167,14 +173,6 @@ def _fits(path: Path, wanted: Wanted) -> bool:
         return 0 < path.stat().st_size <= MAX_BYTES
     except OSError:
         return False
-
-
-def _is_there(device: str) -> bool:
-    try:
-        drawing.check_device(device)
-    except ConfigError:
-        return False
-    return True
 
 
 @contextlib.contextmanager

@@ -25,6 +25,7 @@ from toys.pageside import (
     set_field,
     write,
 )
+from toys.safety import ALWAYS, save_checker
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, BrowserContext, Page
@@ -149,6 +150,25 @@ def test_history_stays_and_can_be_removed(page: "Page") -> None:
     page.reload()
     page.get_by_text("What you make appears here").wait_for()
     assert page.locator(".entry").count() == 0
+
+
+def test_a_picture_that_the_safety_checker_flags_is_said_to_be(
+    context: "BrowserContext", tmp_path: Path
+) -> None:
+    checker = save_checker(tmp_path, ALWAYS)
+    with served(tmp_path, "--safety-checker", str(checker)) as address:
+        page = opened(context, address)
+        write(page, "a red star")
+        set_field(page, "num_inference_steps", 2)
+        page.get_by_role("button", name="Generate").click()
+        for _ in range(2):  # what the history keeps says it too
+            tile = made(page).locator(".tile")
+            assert "safety checker flagged" in tile.inner_text()
+            black, note = download(page, tile, tmp_path)
+            assert black.getextrema() == ((0, 0),) * 3
+            assert note.nsfw_content_detected
+            page.reload()
+        page.close()
 
 
 def test_what_cannot_be_used_is_said(page: "Page", creatures: list[Path], tmp_path: Path) -> None:

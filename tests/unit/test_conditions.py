@@ -81,7 +81,7 @@ def test_a_condition_draws_in_stable_diffusion_what_the_prompt_draws(tmp_path):
         width=SIZE,
         generator=[torch.Generator().manual_seed(4)],
     ).images[0]
-    ours = drawing.draw(pipe, ["a photo of", CAT], seeds=[4])[0]
+    ours = drawing.draw(pipe, ["a photo of", CAT], seeds=[4]).images[0]
     assert ours.tobytes() == theirs.tobytes()
 
 

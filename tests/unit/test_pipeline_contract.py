@@ -54,7 +54,8 @@ def test_pictures_per_prompt(shared, size, per_prompt):
 
 def test_a_tuple_holds_what_the_output_holds(shared):
     output = shared(PROMPT, generator=seeded(), output_type="pt")
-    (images,) = shared(PROMPT, generator=seeded(), output_type="pt", return_dict=False)
+    images, flagged = shared(PROMPT, generator=seeded(), output_type="pt", return_dict=False)
+    assert (flagged, output.nsfw_content_detected) == (None, None)
     assert torch.equal(images, output.images)
     assert torch.equal(output["images"], images)
 

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from kosmosg.cli.options import Device, Model, Precision, prepare_libraries
+from kosmosg.cli.options import Device, Model, prepare_libraries
 from kosmosg.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -43,7 +43,10 @@ Guidance = Annotated[float, typer.Option(help="Strength of guidance.")]
 Size = Annotated[
     int | None, typer.Option(help="Of a picture's side, in pixels.", show_default="the model's")
 ]
-DType = Annotated[Precision, typer.Option(help="What to compute in.")]
+# No auto: a figure does not depend on which machine it was found on.
+DType = Annotated[
+    Literal["float32", "float16", "bfloat16"], typer.Option(help="What to compute in.")
+]
 
 
 @app.command()
@@ -93,7 +96,7 @@ def dreambench(
     size: Size = None,
     batch: Batch = 5,
     limit: Limit = None,
-    dtype: DType = Precision.float32,
+    dtype: DType = "float32",
     device: Device = "auto",
 ) -> None:
     """Draw DreamBench's 3,000 pictures and score them: DINO, CLIP-I, CLIP-T.
@@ -137,7 +140,7 @@ def dreambench(
             batch=batch,
             noise="released" if as_released else "seed",
         ),
-        dtype=dtype.value,
+        dtype=dtype,
         model=weights_of(model),
     )
     tasks = [case.task for case in opened.cases]
@@ -186,7 +189,7 @@ def coco(
     size: Size = None,
     batch: Batch = 16,
     limit: Limit = None,
-    dtype: DType = Precision.float32,
+    dtype: DType = "float32",
     device: Device = "auto",
 ) -> None:
     """Draw 30,000 captions of COCO and measure the FID of the pictures.
@@ -230,7 +233,7 @@ def coco(
             batch=batch,
             noise="released" if released else "seed",
         ),
-        dtype=dtype.value,
+        dtype=dtype,
         model=weights_of(model),
     )
     if not draw(run, opened.tasks, model, output, device=str(where)):
@@ -275,14 +278,12 @@ def compare(
 
 
 def _prepare(device: str) -> "torch.device":
+    prepare_libraries()
     import torch
 
-    from kosmosg.drawing import check_device, find_device
+    from kosmosg import devices
 
-    prepare_libraries()
-    name = find_device() if device == "auto" else device
-    check_device(name)
-    return torch.device(name)
+    return torch.device(devices.choose(device, devices.find()))
 
 
 def _masker(directory: Path, device: "torch.device") -> "Masker":

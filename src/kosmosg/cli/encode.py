@@ -30,7 +30,7 @@ def encode(
     negative_prompt: Annotated[
         str | None, typer.Option(help="Words to guide away from.", show_default="none")
     ] = None,
-    dtype: Annotated[Precision, typer.Option(help="Precision.")] = Precision.float32,
+    dtype: Precision = "auto",
     device: Device = "auto",
     quantize: Quantize = None,
 ) -> None:
@@ -52,14 +52,15 @@ def encode(
 
     import dataclasses
 
-    from kosmosg import conditions, drawing, hashes, release
+    from kosmosg import conditions, devices, drawing, hashes, release
 
     directory = release.find(model)
     hide_loading_bars()
+    where = devices.choose(device, devices.find())
     pipe = drawing.load(
         model,
-        dtype=dtype.value,
-        device=drawing.find_device() if device == "auto" else device,
+        dtype=devices.choose_dtype(dtype, where),
+        device=where,
         quantize=None if quantize is None else quantize.value,
     )
     condition = drawing.encode(pipe, prompt, negative_prompt)

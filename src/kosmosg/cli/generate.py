@@ -2,6 +2,7 @@
 
 import sys
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -39,6 +40,7 @@ from kosmosg.cli.options import (
     Options,
     Precision,
     Quantize,
+    SafetyChecker,
     hide_loading_bars,
     prepare_libraries,
 )
@@ -149,11 +151,10 @@ def generate(
             "--resume", help="Pass over what is there already, drawn with the same settings."
         ),
     ] = False,
-    dtype: Annotated[
-        Precision, typer.Option(help="Precision; float16 needs a GPU to be fast.")
-    ] = Precision.float32,
+    dtype: Precision = "auto",
     device: Device = "auto",
     quantize: Quantize = None,
+    safety_checker: SafetyChecker = None,
     offload: Annotated[
         bool,
         typer.Option(
@@ -177,7 +178,7 @@ def generate(
     again. The paths of the files written go to stdout.
     """  # noqa: D301 -- click's mark for text to be kept as it is
     prepare_libraries()
-    from kosmosg import drawing, release
+    from kosmosg import devices, drawing, release, safety
 
     options = Options(
         num_images=num_images,
@@ -216,9 +217,10 @@ def generate(
         with located(job.where):
             check_job(job, directory)
     hide_loading_bars()
+    where = devices.choose(device, devices.find())
     load: dict[str, Any] = {
-        "dtype": dtype.value,
-        "device": drawing.find_device() if device == "auto" else device,
+        "dtype": devices.choose_dtype(dtype, where),
+        "device": where,
         **({} if quantize is None else {"quantize": quantize.value}),
         **lora_arguments(lora or ()),
         **adapter_arguments(adapter),
@@ -226,6 +228,8 @@ def generate(
     encoder = any(not job.options.condition for job in jobs)
     with warnings_as_lines():
         pipe = drawing.load(directory, **load, encoder=encoder)
+    if safety_checker is not None:
+        safety.attach(pipe, safety_checker)
     for job in jobs:
         with located(job.where):
             drawing.check(pipe, drawing_of(job, directory))
@@ -265,15 +269,22 @@ def _draw_all(
         for job in tqdm(jobs, desc="pictures", disable=True if alone else None):
             with located(job.where):
                 drawn = drawing_of(job, directory)
-                images = drawing.draw(
+                output = drawing.draw(
                     pipe,
                     drawn.prompt,
                     seeds=drawn.seeds,
                     encoded=encoded.get(job),
                     **drawn.arguments,
                 )
-            files = _files(job, images, pipe, drawn, directory, load)
+            files = _files(job, output, pipe, drawn, directory, load)
             write_files(files)
+            for number, flagged in enumerate(output.nsfw_content_detected or (), start=1):
+                if flagged:
+                    print(
+                        f"kosmosg: {job.where}the safety checker flagged picture {number} of "
+                        f"{len(output.images)}, which is black now; try another seed or prompt",
+                        file=sys.stderr,
+                    )
             done += 1
             for path in files:
                 print(path, flush=True)
@@ -290,7 +301,7 @@ def _draw_all(
 
 def _files(
     job: Job,
-    images: "Sequence[Image.Image]",
+    output: Any,  # noqa: ANN401 -- of the pipeline
     pipe: "KosmosGPipeline",
     drawn: "Drawing",
     directory: Path,
@@ -299,11 +310,18 @@ def _files(
     """Return what to write: the picture, or a sheet of all and each by itself."""
     from kosmosg import drawing
 
+    images: Sequence[Image.Image] = output.images
     several = len(images) > 1
     pictures = [drawing.sheet(images), *images] if several else images
     indices = [None, *range(len(images))] if several else [0]
+    note = partial(
+        *(drawing.note, pipe, drawn),
+        model=directory,
+        load=load,
+        flagged=output.nsfw_content_detected,
+    )
     return {
-        path: png(image, drawing.note(pipe, drawn, model=directory, load=load, index=index))
+        path: png(image, note(index=index))
         for path, image, index in zip(outputs(job), pictures, indices, strict=True)
     }
 
@@ -312,4 +330,7 @@ def _is_there(job: Job, pipe: "KosmosGPipeline", directory: Path, load: dict[str
     from kosmosg import drawing
 
     drawn = drawing_of(job, directory)
-    return is_done(job, drawing.note(pipe, drawn, model=directory, load=load, index=None))
+    # As if nothing were flagged: whether there is a checker at all is what counts.
+    flagged = None if pipe.safety_checker is None else [False]
+    note = drawing.note(pipe, drawn, model=directory, load=load, index=None, flagged=flagged)
+    return is_done(job, note)

@@ -164,6 +164,8 @@ def outputs(job: Job) -> list[Path]:
 def is_done(job: Job, note: Note) -> bool:
     """Return whether every file of a job is there already, drawn with the same settings.
 
+    What a safety checker made black is to be drawn anew without one; what none has seen, with one.
+
     Args:
         job: Where it chose its seed itself, any seed will do.
         note: Of its picture or sheet, as it would be written now.
@@ -179,6 +181,11 @@ def is_done(job: Job, note: Note) -> bool:
         except KosmosGError:
             return False
         if any(getattr(there, name) != getattr(note, name) for name in same):
+            return False
+        was_judged = there.nsfw_content_detected is not None
+        if note.nsfw_content_detected is not None and not was_judged:
+            return False
+        if note.nsfw_content_detected is None and there.nsfw_content_detected:
             return False
     return True
 

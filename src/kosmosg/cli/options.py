@@ -6,7 +6,7 @@ import re
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -45,19 +45,26 @@ class Quantization(StrEnum):
     int8 = "int8"
 
 
-class Precision(StrEnum):
-    """What to compute in, for `--dtype`."""
-
-    float32 = "float32"
-    float16 = "float16"
-    bfloat16 = "bfloat16"
-
-
+Precision = Annotated[
+    Literal["auto", "float32", "float16", "bfloat16"],
+    typer.Option(help="What to compute in; auto is float16 on a GPU and float32 on a CPU."),
+]
 Quantize = Annotated[
     Quantization | None,
     typer.Option(
         help="Keep the language model's matrices as int8: less memory (needs torchao).",
         show_default="no",
+    ),
+]
+
+
+SafetyChecker = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="DIR",
+        help="Judge pictures by diffusers' StableDiffusionSafetyChecker in a directory, such as "
+        "safety_checker of Stable Diffusion 1.5; what it flags is black.",
+        show_default="none",
     ),
 ]
 

@@ -12,6 +12,7 @@ from kosmosg.cli.options import (
     Model,
     Precision,
     Quantize,
+    SafetyChecker,
     hide_loading_bars,
     prepare_libraries,
 )
@@ -90,18 +91,17 @@ def serve(
             "--mark", help="Mark pictures as generated: invisibly, and in their metadata."
         ),
     ] = False,
-    dtype: Annotated[
-        Precision, typer.Option(help="Precision; float16 needs a GPU to be fast.")
-    ] = Precision.float32,
+    dtype: Precision = "auto",
     device: Device = "auto",
     quantize: Quantize = None,
+    safety_checker: SafetyChecker = None,
 ) -> None:
     """Serve an API that OpenAI's clients speak, and a page.
 
     \b
     Examples:
       kosmosg serve
-      kosmosg serve --model kosmosg-1.9b --device cuda --dtype float16 --api-key-file keys.txt
+      kosmosg serve --model kosmosg-1.9b --api-key-file keys.txt
 
     The address goes to stdout once it is open, one line of JSON for each request to stderr. SIGTERM
     and Ctrl-C finish what was accepted; a second one does not wait.
@@ -120,15 +120,16 @@ def serve(
             "--i-know-this-is-open-to-everyone"
         )
     keys = Keys([]) if api_key_file is None else read_keys(api_key_file)
-    from kosmosg import drawing, release
+    from kosmosg import devices, release
     from kosmosg.serve.run import files_of, run
     from kosmosg.serve.tasks import ServeConfig
 
     release.read_generation_config(release.find(model))
+    where = devices.choose(device, devices.find())
     config = ServeConfig(
         model=model,
-        dtype=dtype.value,
-        device=drawing.find_device() if device == "auto" else device,
+        dtype=devices.choose_dtype(dtype, where),
+        device=where,
         quantize=None if quantize is None else quantize.value,
         loras=files_of("--lora", lora or ()),
         controlnets=files_of("--controlnet", controlnet or ()),
@@ -141,6 +142,7 @@ def serve(
         requests_per_minute=rate,
         max_upload_bytes=round(max_upload * 2**20),
         mark=mark,
+        safety_checker=safety_checker,
     )
     hide_loading_bars()
     run(config, keys=keys, host=host, port=port, say=partial(print, flush=True))

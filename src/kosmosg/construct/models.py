@@ -109,11 +109,9 @@ def load_filter(config: ConstructConfig | EditsConfig) -> "Judge | None":
 def _device_of(config: ConstructConfig | EditsConfig) -> "torch.device":
     import torch
 
-    from kosmosg.drawing import check_device, find_device
+    from kosmosg import devices
 
-    name = find_device() if config.device == "auto" else config.device
-    check_device(name)
-    return torch.device(name)
+    return torch.device(devices.choose(config.device, devices.find()))
 
 
 def _captioner(config: ConstructConfig, device: "torch.device") -> "Captioner | None":

@@ -30,6 +30,7 @@ def file_of(
     form: Format,
     quality: int | None,
     lora: tuple[str, float] | None,
+    flagged: bool | None,
 ) -> bytes:
     """Return a picture's file: PNG with the note that `kosmosg replay` reads, or another format."""
     one = Drawing(prompt=drawn.prompt, seeds=[drawn.seeds[index]], arguments=drawn.arguments)
@@ -39,7 +40,10 @@ def file_of(
     if device.config.mark:
         image = marked(image)
     if form == "png":
-        note = drawing.note(device.pipe, one, model=device.config.model, load=load, index=0)
+        judged = None if flagged is None else [flagged]
+        note = drawing.note(
+            *(device.pipe, one), model=device.config.model, load=load, index=0, flagged=judged
+        )
         return png(image, note, xmp=XMP if device.config.mark else None)
     data = io.BytesIO()
     more = {"xmp": XMP.encode()} if device.config.mark else {}

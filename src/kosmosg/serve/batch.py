@@ -132,17 +132,17 @@ def advance(pipe: KosmosGPipeline, running: Sequence[Running]) -> None:
 def preview(pipe: KosmosGPipeline, latents: Latents) -> Image.Image:
     """Return the picture that latents on their way stand for."""
     with torch.no_grad():
-        return pipe.decode(latents.nan_to_num(0.0, 0.0, 0.0), None, "pil")[0]
+        return pipe.decode(latents.nan_to_num(0.0, 0.0, 0.0), None, "pil").images[0]
 
 
-def finish(pipe: KosmosGPipeline, one: Running) -> Image.Image:
-    """Return the picture at its end.
+def finish(pipe: KosmosGPipeline, one: Running) -> Any:  # noqa: ANN401 -- diffusers' output
+    """Return the pipeline's output with the picture at its end.
 
     Raises:
         ConfigError: If its values are no numbers.
     """
     with torch.no_grad():
-        return pipe.decode(one.latents, None, "pil")[0]
+        return pipe.decode(one.latents, None, "pil")
 
 
 def _step(one: Running, model_input: Latents, predicted: Tensor) -> None:

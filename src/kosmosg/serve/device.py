@@ -9,7 +9,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from kosmosg import drawing, memory
+from kosmosg import drawing, memory, safety
 from kosmosg.errors import ConfigError
 from kosmosg.pipeline import KosmosGPipeline
 from kosmosg.serve.batch import num_rows
@@ -35,6 +35,8 @@ class Device:
         if config.quantize is not None:
             self.load["quantize"] = config.quantize
         self.pipe = drawing.load(config.model, **self.load)
+        if config.safety_checker is not None:
+            safety.attach(self.pipe, config.safety_checker)
         self.pipe.set_progress_bar_config(disable=True)
         side = max(self.pipe.generation_config.width, self.pipe.generation_config.height)
         if config.max_side is not None and config.max_side < side:
@@ -82,8 +84,8 @@ class Device:
                 negative = task.arguments.get("negative_prompt")
                 task.condition = drawing.encode(self.pipe, task.drawing.prompt, negative)
 
-    def paint(self, slot: Slot, each_step: Callable[..., dict[str, Any]]) -> Any:  # noqa: ANN401 -- a picture
-        """Return a picture on a canvas, drawn alone by diffusers' own loops.
+    def paint(self, slot: Slot, each_step: Callable[..., dict[str, Any]]) -> Any:  # noqa: ANN401 -- diffusers' output
+        """Return a pipeline's output with a picture on a canvas, drawn alone by diffusers' loops.
 
         Args:
             slot: Which picture.
@@ -124,7 +126,7 @@ class Device:
             negative_prompt_embeds=condition.negative_prompt_embeds,
             generator=[torch.Generator().manual_seed(slot.seed)],
             callback_on_step_end=each_step,
-        ).images[0]
+        )
 
 
 @torch.no_grad()

@@ -196,10 +196,15 @@ async def _picture(said: Settings, task: Task, event: Finished, listener: Listen
         form=said.output_format or "png",
         quality=said.output_compression,
         lora=task.lora,
+        flagged=event.flagged,
     )
     data = await anyio.to_thread.run_sync(make)
     listener.metrics.count("kosmosg_pictures_total")
-    return PictureOut(b64_json=base64_of(data), seed=task.drawing.seeds[event.index])
+    return PictureOut(
+        b64_json=base64_of(data),
+        seed=task.drawing.seeds[event.index],
+        nsfw_content_detected=event.flagged,
+    )
 
 
 def _size(task: Task) -> str:

@@ -14,6 +14,7 @@ _HELP = {
     "kosmosg_left_total": ("counter", "Accepted requests whose client left."),
     "kosmosg_failed_total": ("counter", "Accepted requests that ended in an error."),
     "kosmosg_pictures_total": ("counter", "Pictures drawn."),
+    "kosmosg_flagged_pictures_total": ("counter", "Pictures that the safety checker made black."),
     "kosmosg_batched_pictures_total": ("counter", "Pictures in all passes of the U-Net, summed."),
     "kosmosg_work_seconds_sum": ("counter", "Seconds of the device thread, by kind of work."),
     "kosmosg_work_seconds_count": ("counter", "How often it did it."),

@@ -137,6 +137,9 @@ class PictureOut(BaseModel):
 
     b64_json: str
     seed: int
+    nsfw_content_detected: bool | None = Field(
+        None, description="Whether the server's safety checker made it black; null: it has none."
+    )
 
 
 class PicturesOut(BaseModel):

@@ -33,6 +33,7 @@ class ServeConfig:
         max_upload_bytes: Of one request's body.
         mark: Whether pictures carry an invisible mark, and words in their metadata, that say that
             they were generated.
+        safety_checker: The directory of one; what it flags is black.
     """
 
     model: str | Path = "nano"
@@ -50,6 +51,7 @@ class ServeConfig:
     requests_per_minute: int | None = None
     max_upload_bytes: int = 32 * 2**20
     mark: bool = False
+    safety_checker: Path | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,10 +80,11 @@ class Preview:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Finished:
-    """A picture that is done."""
+    """A picture that is done; black if the safety checker flagged it, where there is one."""
 
     index: int
     image: Image.Image
+    flagged: bool | None
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

@@ -214,9 +214,9 @@ class Worker:
 
     def _finish(self, device: Device, one: Running) -> None:
         with self._metrics.timed("decode"):
-            image = finish(device.pipe, one)
+            output = finish(device.pipe, one)
         self._tell_step(one.slot, one.slot.task.arguments["num_inference_steps"])
-        one.slot.task.tell(Finished(index=one.slot.index, image=image))
+        self._tell_finished(one.slot, output)
 
     def _paint(self, device: Device, slot: Slot) -> None:
         task = slot.task
@@ -233,8 +233,7 @@ class Worker:
             self._tell_step(slot, done * steps // of)
             return tensors
 
-        image = device.paint(slot, each_step)
-        task.tell(Finished(index=slot.index, image=image))
+        self._tell_finished(slot, device.paint(slot, each_step))
 
     def _guarded(self, tasks: Sequence[Task], work: Callable[..., None], *given: Any) -> None:  # noqa: ANN401 -- of the work
         """Do what may fail for these tasks; the others go on."""
@@ -254,6 +253,12 @@ class Worker:
         task.steps_of[slot.index] = step
         steps = task.arguments["num_inference_steps"] * len(task.drawing.seeds)
         task.tell(Progress(step=sum(task.steps_of.values()), steps=steps))
+
+    def _tell_finished(self, slot: Slot, output: Any) -> None:  # noqa: ANN401 -- diffusers' output
+        judged: list[bool] | None = output.nsfw_content_detected
+        flagged = None if judged is None else judged[0]
+        self._metrics.count("kosmosg_flagged_pictures_total", int(flagged or 0))
+        slot.task.tell(Finished(index=slot.index, image=output.images[0], flagged=flagged))
 
     def _tell_positions(self) -> None:
         seen: set[int] = set()

@@ -175,7 +175,8 @@ def _require_own_store() -> None:
     if is_shared and int(os.environ.get("TORCHELASTIC_MAX_RESTARTS", "0")):
         raise ConfigError(
             "torchrun with --max-restarts would hang after a restart: set"
-            " TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 where it is started (scripts/dist does)"
+            " TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 where it is started"
+            " (scripts/train-distributed does)"
         )
 
 

@@ -26,6 +26,7 @@ from kosmosg.serve.run import files_of
 from kosmosg.serve.tasks import ServeConfig
 from kosmosg.serve.worker import Worker
 from toys.model import SIZE, toy_picture, toy_pipeline
+from toys.safety import ALWAYS, NEVER, save_checker
 
 PATH = "/v1/images/generations"
 Ask = Callable[..., httpx.Response]
@@ -100,7 +101,7 @@ def url_of(image: Image.Image) -> str:
 def by_drawing(config: ServeConfig, load: dict[str, Any], **arguments: Any) -> np.ndarray:
     pipe = drawing.load(config.model, **load)
     pipe.set_progress_bar_config(disable=True)
-    return np.asarray(drawing.draw(pipe, ["a red cat"], seeds=[5], **arguments)[0], int)
+    return np.asarray(drawing.draw(pipe, ["a red cat"], seeds=[5], **arguments).images[0], int)
 
 
 def test_a_lora_is_that_of_generate_and_only_where_it_is_named(config: ServeConfig, ask: Ask):
@@ -183,7 +184,7 @@ def test_a_weight_is_that_of_the_pipeline(config: ServeConfig, ask: Ask):
     pipe = drawing.load(config.model)
     pipe.set_progress_bar_config(disable=True)
     said = {"picture_weights": [[0.5]], "picture_guidance_scale": 2.0}
-    expected = drawing.draw(pipe, ["a photo of", own], seeds=[5], **said)[0]
+    expected = drawing.draw(pipe, ["a photo of", own], seeds=[5], **said).images[0]
     made = ask(json={"prompt": parts, "seed": 5, "image_guidance_scale": 2.0})
     np.testing.assert_array_equal(picture(made), np.asarray(expected, int))
 
@@ -245,3 +246,39 @@ def test_a_form_needs_a_picture_and_one_mask(ask: Ask):
         answer = ask("/v1/images/edits", data={"prompt": "a"}, files=files)
         assert answer.status_code == 400
         assert message in answer.json()["error"]["message"]
+
+
+# --------------------------------------------------------------------------- the safety checker
+
+
+@pytest.mark.parametrize(("threshold", "flagged"), [(ALWAYS, True), (NEVER, False)])
+def test_what_the_safety_checker_flags_is_black_everywhere(
+    config: ServeConfig, tmp_path: Path, threshold: float, flagged: bool
+) -> None:
+    checker = save_checker(tmp_path, threshold)
+    asked = asking(replace(config, safety_checker=checker))
+    ask = next(asked)
+    said = {"prompt": "a red cat", "seed": 5}
+    control = {"name": "lines", "image": url_of(toy_picture(3))}
+    for more in ({}, {"control": control}):
+        answer = ask(json=said | more)
+        assert answer.json()["data"][0]["nsfw_content_detected"] is flagged
+        assert picture(answer).any() != flagged
+        with Image.open(io.BytesIO(base64.b64decode(answer.json()["data"][0]["b64_json"]))) as png:
+            png.load()
+            assert json.loads(png.text["kosmosg"])["nsfw_content_detected"] is flagged
+    stream = ask(json=said | {"stream": True, "partial_images": 2}).text
+    events = [json.loads(line[6:]) for line in stream.splitlines() if line.startswith("data: ")]
+    shown = [event for event in events if "b64_json" in event]
+    assert [event.get("nsfw_content_detected") for event in shown] == [None, None, flagged]
+    for event in shown:  # previews too
+        with Image.open(io.BytesIO(base64.b64decode(event["b64_json"]))) as image:
+            assert np.asarray(image).any() != flagged
+    counted = ask("/metrics", "GET").text
+    assert f"kosmosg_flagged_pictures_total {3 if flagged else 0}\n" in counted
+    next(asked, None)
+
+
+def test_without_a_safety_checker_nothing_is_said(ask: Ask) -> None:
+    answer = ask(json={"prompt": "a red cat", "seed": 5})
+    assert answer.json()["data"][0]["nsfw_content_detected"] is None

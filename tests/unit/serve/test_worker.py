@@ -88,7 +88,7 @@ def pixels(image: Any) -> np.ndarray:
 def expected(device: Device, task: Task) -> list[Any]:
     drawn = task.drawing
     return [
-        drawing.draw(device.pipe, drawn.prompt, seeds=[seed], **drawn.arguments)[0]
+        drawing.draw(device.pipe, drawn.prompt, seeds=[seed], **drawn.arguments).images[0]
         for seed in drawn.seeds
     ]
 
@@ -115,7 +115,7 @@ def test_alone_a_picture_is_that_of_generate_to_the_bit(device: Device, settings
     while not one.is_done:
         advance(device.pipe, [one])
     np.testing.assert_array_equal(
-        pixels(finish(device.pipe, one)), pixels(expected(device, task)[0])
+        pixels(finish(device.pipe, one).images[0]), pixels(expected(device, task)[0])
     )
 
 
@@ -131,7 +131,9 @@ def test_together_each_picture_is_what_it_is_alone(device: Device):
         advance(device.pipe, running[: 2 + began])  # they join one after another
         running = [one for one in running if not one.is_done]
     for one, task in zip(all_of_them, tasks, strict=True):
-        apart = np.abs(pixels(finish(device.pipe, one)) - pixels(expected(device, task)[0]))
+        apart = np.abs(
+            pixels(finish(device.pipe, one).images[0]) - pixels(expected(device, task)[0])
+        )
         assert apart.max() <= 1, task.arguments
 
 
@@ -163,7 +165,7 @@ def test_a_preview_of_the_last_steps_looks_like_the_picture(device: Device):
     while not one.is_done:
         advance(device.pipe, [one])
         shown.append(preview(device.pipe, one.clean))
-    final = pixels(finish(device.pipe, one))
+    final = pixels(finish(device.pipe, one).images[0])
     distances = [np.abs(pixels(image) - final).mean() for image in shown]
     assert distances[-1] < 2
     assert distances[-1] < distances[0]

@@ -125,6 +125,7 @@ const pictureOf = (event) => ({
   blob: fromBase64(event.b64_json, `image/${event.output_format ?? "png"}`),
   seed: event.seed,
   index: event.index,
+  isFlagged: event.nsfw_content_detected === true,
 });
 
 /** Put what came in the place of what was being drawn, and keep it. */

@@ -7,7 +7,7 @@ const template = (id) => document.getElementById(id).content.firstElementChild.c
 /**
  * Return the element of an entry.
  *
- * @param entry `{ id, parts, settings, pictures: [{ blob, seed }] }`; no id while it is drawn.
+ * @param entry `{ id, parts, settings, pictures: [{ blob, seed, isFlagged }] }`; no id while it is drawn.
  * @param does What its buttons do, by their names: cancel, edit, link, forget, use, replay.
  */
 export function entryElement(entry, does) {
@@ -91,6 +91,11 @@ function doneTile(entry, picture, number, does) {
   const image = tile.querySelector("img");
   image.src = url;
   image.alt = `Picture ${number + 1} of: ${spoken(entry.parts)}`;
+  if (picture.isFlagged) {
+    const words = document.createElement("p");
+    words.textContent = "Black: the server's safety checker flagged this picture.";
+    image.after(words);
+  }
   for (const act of tile.querySelectorAll("[data-do]")) {
     act.setAttribute("aria-label", `${act.textContent}: picture ${number + 1}`);
     act.addEventListener("click", () => does[act.dataset.do]?.(entry, picture));
