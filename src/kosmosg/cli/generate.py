@@ -314,12 +314,8 @@ def _files(
     several = len(images) > 1
     pictures = [drawing.sheet(images), *images] if several else images
     indices = [None, *range(len(images))] if several else [0]
-    note = partial(
-        *(drawing.note, pipe, drawn),
-        model=directory,
-        load=load,
-        flagged=output.nsfw_content_detected,
-    )
+    flagged = output.nsfw_content_detected
+    note = partial(drawing.note, pipe, drawn, model=directory, load=load, flagged=flagged)
     return {
         path: png(image, note(index=index))
         for path, image, index in zip(outputs(job), pictures, indices, strict=True)
