@@ -22,6 +22,7 @@ from kosmosg.serve.tasks import ServeConfig
 from kosmosg.serve.worker import Worker
 
 MAX_CONNECTIONS = 1000
+BACKLOG = 2048
 
 
 def run(
@@ -36,41 +37,45 @@ def run(
         KosmosGError: If the address cannot be had, or the model not be loaded.
     """
     _log_to_stderr()
-    opened = _open_socket(host, port)
-    metrics = Metrics()
-    worker = Worker(config, metrics, on_failure=lambda: _stop(server))
-    app = create_app(worker, metrics=metrics, keys=keys, only_loopback=is_loopback(host))
-    server = uvicorn.Server(
-        uvicorn.Config(
-            app,
-            log_config=None,
-            access_log=False,
-            server_header=False,
-            proxy_headers=False,  # a header can say anything
-            limit_concurrency=MAX_CONNECTIONS,
-            h11_max_incomplete_event_size=2**16,
+    with _open_socket(host, port) as opened:
+        metrics = Metrics()
+        worker = Worker(config, metrics, on_failure=lambda: _stop(server))
+        app = create_app(worker, metrics=metrics, keys=keys, only_loopback=is_loopback(host))
+        server = uvicorn.Server(
+            uvicorn.Config(
+                app,
+                log_config=None,
+                access_log=False,
+                server_header=False,
+                proxy_headers=False,  # a header can say anything
+                backlog=BACKLOG,
+                limit_concurrency=MAX_CONNECTIONS,
+                # What is tested, and has the limit below; others come with other packages, unasked.
+                loop="asyncio",
+                http="h11",
+                ws="none",
+                h11_max_incomplete_event_size=2**16,
+            )
         )
-    )
 
-    def on_signal(sig: int, frame: FrameType | None) -> None:
-        del sig, frame
-        if worker.state in ("draining", "stopped"):
-            server.force_exit = True
-            _stop(server)
-            return
-        # The port stays open while the rest is drawn, so that whoever comes is told to go.
-        threading.Thread(target=_drain, args=(worker, server), daemon=True).start()
+        def on_signal(sig: int, frame: FrameType | None) -> None:
+            del sig, frame
+            if worker.state in ("draining", "stopped"):
+                server.force_exit = True
+                _stop(server)
+                return
+            # The port stays open while the rest is drawn, so that whoever comes is told to go.
+            threading.Thread(target=_drain, args=(worker, server), daemon=True).start()
 
-    server.handle_exit = on_signal
-    name, number = opened.getsockname()[:2]
-    shown = f"[{name}]" if ":" in name else name
-    say(f"http://{shown}:{number}/")
-    before = signal.getsignal(signal.SIGTERM)
-    try:
-        server.run(sockets=[opened])
-    finally:
-        signal.signal(signal.SIGTERM, before)
-        opened.close()
+        server.handle_exit = on_signal
+        name, number = opened.getsockname()[:2]
+        shown = f"[{name}]" if ":" in name else name
+        say(f"http://{shown}:{number}/")
+        before = signal.getsignal(signal.SIGTERM)
+        try:
+            server.run(sockets=[opened])
+        finally:
+            signal.signal(signal.SIGTERM, before)
     if isinstance(worker.failure, KosmosGError):
         raise worker.failure
     if worker.failure is not None:
@@ -116,6 +121,7 @@ def _open_socket(host: str, port: int) -> socket.socket:
     opened.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         opened.bind((host, port))
+        opened.listen(BACKLOG)  # whoever reads the address may come at once
     except (OSError, OverflowError) as error:
         opened.close()
         reason = getattr(error, "strerror", None) or error
