@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from PIL import Image, ImageDraw, ImageFont
 
-from kosmosg import KosmosGPipeline
+from kosmosg.cli.options import hide_loading_bars, prepare_libraries
 from kosmosg.sequence import Prompt
 from kosmosg.toyworld.render import render
 from kosmosg.toyworld.scenes import BLANK, Scene, sample_subject
@@ -111,6 +111,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     chosen = parser.parse_args(arguments)
 
     began = perf_counter()
+    prepare_libraries()  # which say a lot of their optional parts when they are imported
+    from kosmosg import KosmosGPipeline
+
+    hide_loading_bars()
     pipe = KosmosGPipeline.from_pretrained(chosen.model)
     pipe.to("cuda" if torch.cuda.is_available() else "cpu")
     asked = prompts(np.random.default_rng(chosen.seed))
