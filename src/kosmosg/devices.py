@@ -44,6 +44,19 @@ def choose(device: str, there: Devices) -> str:
     return device
 
 
+def of_rank(device: str, there: Devices, local_rank: int) -> str:
+    """Return the device of one of a machine's processes: each takes its own of several GPUs.
+
+    Args:
+        device: As chosen; a GPU that is named by its number stays.
+        there: What the machine has.
+        local_rank: Which of the machine's processes, as torchrun numbers them.
+    """
+    if device == "cuda" and there.num_cuda > 1:
+        return f"cuda:{local_rank % there.num_cuda}"
+    return device
+
+
 def check(device: str, there: Devices) -> None:
     """Pass a device that a machine has.
 

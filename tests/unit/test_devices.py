@@ -31,6 +31,19 @@ def test_a_device_that_is_named_wins(device):
     assert devices.choose(device, TWO_GPUS) == device
 
 
+@pytest.mark.parametrize(
+    ("there", "device", "of_ranks"),
+    [
+        (TWO_GPUS, "cuda", ["cuda:0", "cuda:1", "cuda:0"]),
+        (Devices(num_cuda=1), "cuda", ["cuda", "cuda", "cuda"]),  # as where each sees its own alone
+        (TWO_GPUS, "cuda:1", ["cuda:1", "cuda:1", "cuda:1"]),
+        (CPU, "cpu", ["cpu", "cpu", "cpu"]),
+    ],
+)
+def test_processes_of_a_machine_take_a_gpu_each(there, device, of_ranks):
+    assert [devices.of_rank(device, there, rank) for rank in (0, 1, 2)] == of_ranks
+
+
 @pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
 @pytest.mark.parametrize("device", ["cpu", "cuda:1", "mps"])
 def test_a_precision_that_is_named_wins(dtype, device):

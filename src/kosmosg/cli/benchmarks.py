@@ -5,7 +5,8 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from kosmosg.cli.options import Device, Model, prepare_libraries
+from kosmosg.cli.options import Device, Model, hide_loading_bars, prepare_libraries
+from kosmosg.cli.stopping import goes_on
 from kosmosg.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -50,6 +51,7 @@ DType = Annotated[
 
 
 @app.command()
+@goes_on
 def dreambench(
     dataset: Annotated[
         Path,
@@ -113,13 +115,14 @@ def dreambench(
     if as_released and batch != 5:
         raise ConfigError(f"--batch is {batch}; the release's batches have 5 prompts")
 
+    prepare_libraries()
     from kosmosg.evaluate import dreambench as bench
     from kosmosg.evaluate import features
     from kosmosg.evaluate.pictures import DrawConfig
     from kosmosg.evaluate.result import Seen
     from kosmosg.evaluate.run import PICTURES, Run, draw, finish, side_of, weights_of
 
-    where = _prepare(device)
+    where = _place(device)
     # Before hours of drawing, all that scoring needs is loaded.
     dino = features.dino(features.find_weights("dino", weights), device=where)
     name: features.Name = "clip-b32" if clip == "b32" else "clip-l14"
@@ -164,6 +167,7 @@ def dreambench(
 
 
 @app.command()
+@goes_on
 def coco(
     dataset: Annotated[
         Path,
@@ -204,6 +208,7 @@ def coco(
     if protocol == "as-released" and batch != 16:
         raise ConfigError(f"--batch is {batch}; the release's batches have 16 captions")
 
+    prepare_libraries()
     from kosmosg.evaluate import coco as bench
     from kosmosg.evaluate import features
     from kosmosg.evaluate.metrics import Score, frechet_distance
@@ -211,7 +216,7 @@ def coco(
     from kosmosg.evaluate.result import Seen
     from kosmosg.evaluate.run import PICTURES, Run, draw, finish, side_of, weights_of
 
-    where = _prepare(device)
+    where = _place(device)
     released = protocol == "as-released"
     eye = features.inception(
         features.find_weights("inception", weights),
@@ -277,13 +282,18 @@ def compare(
         print(f"{name:<14}{was:>8.3f}{now:>8.3f}  {gap.mean:+.3f}{ends}")
 
 
-def _prepare(device: str) -> "torch.device":
-    prepare_libraries()
+def _place(device: str) -> "torch.device":
+    """Return where this process computes; `prepare_libraries` has been called."""
+    import os
+
     import torch
 
     from kosmosg import devices
 
-    return torch.device(devices.choose(device, devices.find()))
+    hide_loading_bars()
+    there = devices.find()
+    rank = int(os.environ.get("LOCAL_RANK", "0"))
+    return torch.device(devices.of_rank(devices.choose(device, there), there, rank))
 
 
 def _masker(directory: Path, device: "torch.device") -> "Masker":

@@ -3,6 +3,8 @@
 import io
 import json
 import os
+import secrets
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +22,8 @@ from kosmosg.samplers import sampler
 from kosmosg.sequence import Prompt
 
 RUN_FILE = "run.json"
+_PNG_END = b"\0\0\0\0IEND\xaeB`\x82"
+_POLL_S = 1.0
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -64,7 +68,7 @@ def draw(
     """Draw this rank's share of the pictures that are not there yet.
 
     A batch is drawn whole or, if all its pictures are there, not at all, so that a run that was
-    stopped ends with the same pictures as one that was not.
+    stopped ends with the same pictures as one that was not. Those that are there stay as they are.
 
     Raises:
         ConfigError: If a setting cannot work.
@@ -87,8 +91,27 @@ def draw(
         for batch in missing:
             for task, images in zip(batch, _drawn(pipe, batch, settings), strict=True):
                 for path, image in zip(task.paths(folder), images, strict=True):
-                    _write(path, image)
+                    if not _is_whole(path):
+                        _write(path, image)
             bar.update(_pictures([batch]))
+
+
+def wait(tasks: Sequence[Task], folder: Path) -> None:
+    """Return when every rank has drawn its share.
+
+    The pictures themselves say so. A process group would answer no signal while it waits, and its
+    store is not emptied when torchrun starts ranks anew.
+    """
+    missing = _missing([path for task in tasks for path in task.paths(folder)])
+    with tqdm(
+        total=len(missing), unit="picture", desc="other ranks", dynamic_ncols=True,
+        disable=not missing,
+    ) as bar:  # fmt: skip
+        while missing:
+            time.sleep(_POLL_S)
+            still = _missing(missing)
+            bar.update(len(missing) - len(still))
+            missing = still
 
 
 def read(task: Task, folder: Path) -> list[Image.Image]:
@@ -121,7 +144,18 @@ def open_run(folder: Path, kept: object) -> None:
             )
         return
     folder.mkdir(parents=True, exist_ok=True)
-    _replace(path, (json.dumps(now, indent=1) + "\n").encode())
+    replace(path, (json.dumps(now, indent=1) + "\n").encode())
+
+
+def replace(path: Path, data: bytes) -> None:
+    """Write a file of a run whole, or not at all."""
+    # Ranks in containers of their own may have the same process id.
+    part = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
+    try:
+        part.write_bytes(data)
+        part.replace(path)
+    finally:
+        part.unlink(missing_ok=True)
 
 
 def _drawn(
@@ -169,17 +203,26 @@ def _pictures(batches: Sequence[Sequence[Task]]) -> int:
 
 
 def _there(task: Task, folder: Path) -> bool:
-    return all(path.is_file() for path in task.paths(folder))
+    return not _missing(task.paths(folder))
+
+
+def _missing(paths: Sequence[Path]) -> list[Path]:
+    return [path for path in paths if not _is_whole(path)]
+
+
+def _is_whole(path: Path) -> bool:
+    """Return whether a picture is there up to its end, which a power cut may have taken."""
+    try:
+        with path.open("rb") as file:
+            size = file.seek(0, os.SEEK_END)
+            file.seek(max(0, size - len(_PNG_END)))
+            return file.read() == _PNG_END
+    except FileNotFoundError:
+        return False
 
 
 def _write(path: Path, image: Image.Image) -> None:
     buffer = io.BytesIO()
     image.save(buffer, "PNG")
     path.parent.mkdir(parents=True, exist_ok=True)
-    _replace(path, buffer.getvalue())
-
-
-def _replace(path: Path, data: bytes) -> None:
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    part.write_bytes(data)
-    part.replace(path)
+    replace(path, buffer.getvalue())

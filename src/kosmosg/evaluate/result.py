@@ -1,6 +1,5 @@
 """What an evaluation found, and all that its numbers depend on; two are compared if they may be."""
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import version
@@ -94,9 +93,13 @@ def warnings(scores: Mapping[str, Score], oracle: Mapping[str, Score]) -> list[s
 
 
 def save(result: Result, folder: Path) -> Path:
-    """Write a result into its folder; return the file."""
+    """Write a result into its folder; return the file.
+
+    Raises:
+        ConfigError: If it cannot be written.
+    """
     path = folder / RESULT_FILE
-    path.write_text(json.dumps(config.to_dict(result), indent=1) + "\n", encoding="utf-8")
+    config.save(result, path)
     return path
 
 

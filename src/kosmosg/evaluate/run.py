@@ -3,11 +3,8 @@
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from datetime import timedelta
 from pathlib import Path
 from typing import Any
-
-import torch
 
 from kosmosg import config, hashes, release
 from kosmosg.drawing import DType, load
@@ -18,8 +15,6 @@ from kosmosg.evaluate.result import Result, Row, Seen
 
 PICTURES = "pictures"
 REPORT_FILE = "report.html"
-# Of a rank that is done, for the slowest one.
-_PATIENCE = timedelta(days=7)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,7 +50,7 @@ def side_of(model: str | Path) -> int:
 def draw(run: Run, tasks: Sequence[Task], model: str | Path, folder: Path, *, device: str) -> bool:
     """Draw what is missing; return whether this process is the one that scores.
 
-    Under torchrun each process draws its share, and all wait for the slowest.
+    Under torchrun each process draws its share, and the first waits for the others.
 
     Raises:
         ConfigError: If the folder's pictures were drawn otherwise.
@@ -68,13 +63,12 @@ def draw(run: Run, tasks: Sequence[Task], model: str | Path, folder: Path, *, de
     pipe = load(model, dtype=run.dtype, device=device)
     where = folder / PICTURES
     pictures.draw(pipe, tasks, where, run.drawing, rank=rank, num_ranks=num_ranks)
-    if num_ranks > 1:
-        torch.distributed.init_process_group("gloo", timeout=_PATIENCE)
-        try:
-            torch.distributed.barrier()
-        finally:
-            torch.distributed.destroy_process_group()
-    return rank == 0
+    if rank:
+        return False
+    pictures.wait(tasks, where)
+    for left in folder.rglob(".*.part"):  # of ranks that were killed while they wrote
+        left.unlink(missing_ok=True)
+    return True
 
 
 def finish(
@@ -118,6 +112,6 @@ def finish(
         versions=result.versions(),
     )
     result.save(made, folder)
-    with (folder / REPORT_FILE).open("w", encoding="utf-8") as file:
-        file.writelines(report.page(made, folder / PICTURES))
+    page = "".join(report.page(made, folder / PICTURES))
+    pictures.replace(folder / REPORT_FILE, page.encode())
     return made

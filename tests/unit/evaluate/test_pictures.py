@@ -1,3 +1,5 @@
+from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import wait as done
 from pathlib import Path
 
 import numpy as np
@@ -6,7 +8,7 @@ import torch
 from PIL import Image
 
 from kosmosg.errors import ConfigError
-from kosmosg.evaluate.pictures import DrawConfig, Task, draw, open_run, read
+from kosmosg.evaluate.pictures import DrawConfig, Task, draw, open_run, read, replace, wait
 from toys.model import toy_picture, toy_pipeline
 
 SETTINGS = DrawConfig(
@@ -61,6 +63,40 @@ def test_ranks_share_the_pictures_and_a_second_run_draws_what_is_missing(tmp_pat
     for path in (tmp_path / "whole").rglob("*.png"):
         other = tmp_path / "shared" / path.relative_to(tmp_path / "whole")
         assert path.read_bytes() == other.read_bytes()
+
+
+def test_a_picture_without_its_end_is_drawn_again_and_others_of_its_batch_stay(
+    tmp_path: Path,
+) -> None:
+    pipe = toy_pipeline()
+    draw(pipe, tasks()[:2], tmp_path, SETTINGS)
+    torn, beside = (tmp_path / "s0" / f"00-{i}.png" for i in (0, 1))
+    whole, before = torn.read_bytes(), beside.stat()
+    for left in (whole[:-1], whole[:9] + bytes(len(whole) - 9), b""):
+        torn.write_bytes(left)
+        draw(pipe, tasks()[:2], tmp_path, SETTINGS)
+        assert torn.read_bytes() == whole
+    after = beside.stat()
+    assert (after.st_ino, after.st_mtime_ns) == (before.st_ino, before.st_mtime_ns)
+
+
+def test_the_first_rank_waits_for_the_pictures_of_all(tmp_path: Path) -> None:
+    pipe = toy_pipeline()
+    draw(pipe, tasks(), tmp_path, SETTINGS, rank=0, num_ranks=2)
+    with ThreadPoolExecutor(1) as pool:
+        waiting = pool.submit(wait, tasks(), tmp_path)
+        assert not done([waiting], timeout=0.2).done
+        draw(pipe, tasks(), tmp_path, SETTINGS, rank=1, num_ranks=2)
+        assert waiting.result(60) is None
+    assert len(list(tmp_path.rglob("*.png"))) == 10
+
+
+def test_what_cannot_be_written_leaves_nothing_behind(tmp_path: Path) -> None:
+    (tmp_path / "run.json").mkdir()
+    (tmp_path / "run.json" / "file").touch()
+    with pytest.raises(OSError, match=r"run\.json"):
+        replace(tmp_path / "run.json", b"{}")
+    assert [path.name for path in tmp_path.iterdir()] == ["run.json"]
 
 
 def test_as_released_every_batch_has_the_same_noise_prompts_inside(tmp_path: Path) -> None:
