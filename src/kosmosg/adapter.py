@@ -107,6 +107,26 @@ def remove(model: nn.Module) -> None:
         setattr(model.get_submodule(parent), child, layer.get_base_layer())
 
 
+@contextmanager
+def left_out(model: nn.Module) -> Iterator[None]:
+    """Within, the model computes as if no adapter were in it, to the bit."""
+    layers = [layer for _, layer in _layers(model)]
+    factors = [
+        one for layer in layers for name in _FACTORS for one in getattr(layer, name).values()
+    ]
+    learned = [factor.weight.requires_grad for factor in factors]
+    try:
+        for layer in layers:
+            layer.enable_adapters(False)
+        yield
+    finally:
+        for layer in layers:
+            layer.enable_adapters(True)
+        # peft has all factors learn that it enables, and none that it disables.
+        for factor, was in zip(factors, learned, strict=True):
+            factor.weight.requires_grad_(was)
+
+
 def is_there(model: nn.Module) -> bool:
     """Return whether an adapter is in the model, or in this part of it."""
     return any(True for _ in _layers(model))

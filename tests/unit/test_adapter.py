@@ -14,7 +14,8 @@ from kosmosg.model.alignernet import AlignerNet
 from kosmosg.model.kosmosg import KosmosG
 from kosmosg.model.mllm import MLLM
 from kosmosg.pipeline import KosmosGPipeline
-from toys.model import toy_picture, toy_pipeline
+from kosmosg.sequence import collate, encode
+from toys.model import NUM_LATENTS, SIZE, toy_picture, toy_pipeline
 
 CONFIG = AdapterConfig(rank=2, alpha=4.0)
 PROMPT = ["a cat", toy_picture(1), "in the snow"]
@@ -248,3 +249,26 @@ def test_the_number_of_parameters_is_that_of_what_is_added():
     expected = adapter.num_parameters(model, CONFIG)
     adapter.add(model, CONFIG)
     assert sum(one.numel() for one in adapter.weights(model).values()) == expected
+
+
+def test_leaving_an_adapter_out_gives_the_very_bits_and_changes_nothing(toy_dir):
+    pipe = loaded(toy_dir)
+    model = model_of(pipe)
+    encoded = encode(PROMPT, pipe.tokenizer, num_latents=NUM_LATENTS, image_size=SIZE)
+    batch = collate([encoded], pad_id=pipe.tokenizer.pad_id)
+
+    def condition():
+        with torch.no_grad():
+            return model.encode(batch)
+
+    before = condition()
+    adapter.add(model, CONFIG)
+    learned(model)
+    adapter.weights(model)["mllm.layers.0.ffn.fc1.lora_A"].requires_grad_(False)
+    learns = [one.requires_grad for one in model.parameters()]
+    within = condition()
+    with adapter.left_out(model):
+        assert torch.equal(condition(), before)
+    assert torch.equal(condition(), within)
+    assert not torch.equal(within, before)
+    assert [one.requires_grad for one in model.parameters()] == learns

@@ -78,7 +78,7 @@ def run(
     Raises:
         ConfigError: If a part that the stage needs is missing; else as `fit`.
     """
-    _check_shared(config)
+    check_shared(config)
     return fit(
         parts.model,
         make_stage(config.stage, parts, precision=config.train.precision),
@@ -148,7 +148,12 @@ def make_stage(config: StageConfig, parts: Parts, *, precision: str = "float32")
             )
 
 
-def _check_shared(config: RunConfig) -> None:
+def check_shared(config: RunConfig) -> None:
+    """Pass a run whose processes would compute equally often.
+
+    Raises:
+        ConfigError: If they would not, and wait for one another for ever.
+    """
     if config.train.frozen_parts == "sharded" and getattr(config.stage, "cache", None) is not None:
         raise ConfigError(
             "train.frozen_parts=sharded has all processes compute together, and with stage.cache"

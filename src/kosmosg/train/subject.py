@@ -2,7 +2,7 @@
 
 Stage 3's loss on prompts that show one picture of the subject and ask for another. What the prompt
 says of the other picture is its own caption where there is one, else a template; what it does not
-say, the pictures of the subject have in common.
+say, the pictures of the subject have in common. Prompts about other things keep their conditions.
 
 Source:
     Not in the paper, whose model needs no tuning; DreamBooth's setting (three to five pictures of
@@ -23,7 +23,7 @@ from kosmosg.adapter import AdapterConfig
 from kosmosg.config import to_dict
 from kosmosg.data.compose import DROP_PROBABILITY, Composed
 from kosmosg.data.converted import with_shards
-from kosmosg.data.mixture import Mixture, Stream, seed_of
+from kosmosg.data.mixture import Stream, seed_of
 from kosmosg.data.sources import DataConfig, open_stream
 from kosmosg.errors import ConfigError, PromptError
 from kosmosg.images import open_image
@@ -33,11 +33,12 @@ from kosmosg.model.mllm import MLLM
 from kosmosg.sequence import Prompt
 from kosmosg.tokenizer import Tokenizer
 from kosmosg.train.loading import load_decoder, load_part, with_reconstruction
-from kosmosg.train.loop import TrainConfig
+from kosmosg.train.loop import TrainConfig, fit
 from kosmosg.train.optim import OptimConfig
-from kosmosg.train.run import Parts, RunConfig, run
+from kosmosg.train.run import Parts, RunConfig, check_shared, make_stage
 from kosmosg.train.rundir import SHARDS_NAME
-from kosmosg.train.stage3_instruct import InstructConfig
+from kosmosg.train.stage3_instruct import InstructConfig, InstructStage
+from kosmosg.train.stage_subject import BesideStream, SubjectStage
 
 PLACE = "{}"
 MAX_PICTURES = 64
@@ -51,8 +52,10 @@ class SubjectConfig:
     `init` is a model's directory, or `nano`; `pictures` are files, of which each may have its words
     in a .txt of the same name. `name` stands before the picture in half of the prompts, as the
     words of an entity do in stage 3; empty is no words at all. `templates` have `{}` where the
-    subject stands; they are for pictures without a caption. `prior` are records of
-    other things, such as stage 3's own; `prior_weight` of them come on each prompt of the subject.
+    subject stands; they are for pictures without a caption. `prior` are records of other things,
+    such as stage 3's own, of which only the prompts are used: `prior_weight` come on each prompt
+    of the subject, and `keep_weight` says how firmly their conditions are held to those without
+    the adapter, and the null prompt's, with or without a prior.
     """
 
     init: str = "nano"
@@ -64,6 +67,7 @@ class SubjectConfig:
     train: TrainConfig
     prior: DataConfig | None = None
     prior_weight: int = 1
+    keep_weight: float = 1.0
 
 
 def subject() -> SubjectConfig:
@@ -74,7 +78,10 @@ def subject() -> SubjectConfig:
     """
     return SubjectConfig(
         stage=InstructConfig(
-            trainable=adapter.TRAINABLE, loss_weighting="min_snr", min_snr_gamma=5.0
+            trainable=adapter.TRAINABLE,
+            condition_drop=0.0,  # the null prompt is kept
+            loss_weighting="min_snr",
+            min_snr_gamma=5.0,
         ),
         train=TrainConfig(
             seed=0,
@@ -121,14 +128,10 @@ def tune(config: SubjectConfig, run_dir: Path, *, resume: bool = False) -> Path:
     with torch.random.fork_rng():
         torch.manual_seed(config.train.seed)
         adapter.add(model, config.adapter)
-    parts = Parts(
-        model=model,
-        tokenizer=tokenizer,
-        stream=_with_prior(config, subject, run_dir),
-        image_decoder=decoder,
-    )
-    run_config = RunConfig(stage=config.stage, train=config.train)
-    run(run_config, parts, run_dir, resume=resume, recipe=to_dict(config))
+    stream = _with_prior(config, subject, run_dir)
+    parts = Parts(model=model, tokenizer=tokenizer, stream=stream, image_decoder=decoder)
+    stage = _stage(config, parts, model.mllm)
+    fit(model, stage, stream, config.train, run_dir, resume=resume, recipe=to_dict(config))
     path = run_dir / "adapter" / f"adapter{adapter.SUFFIX}"
     provenance = {
         "name": config.name,
@@ -144,15 +147,24 @@ def tune(config: SubjectConfig, run_dir: Path, *, resume: bool = False) -> Path:
     return path
 
 
-def _with_prior(config: SubjectConfig, subject: Stream, run_dir: Path) -> Stream:
-    if config.prior is None:
-        return subject
-    prior = open_stream(with_shards(config.prior, run_dir / SHARDS_NAME), stage="instruct")
-    return Mixture(
-        {"subject": subject, "prior": prior},
-        {"subject": 1, "prior": config.prior_weight},
-        seed=config.train.seed,
+def _stage(config: SubjectConfig, parts: Parts, mllm: MLLM) -> SubjectStage:
+    check_shared(RunConfig(stage=config.stage, train=config.train))
+    instruct = make_stage(config.stage, parts, precision=config.train.precision)
+    assert isinstance(instruct, InstructStage)  # what this configuration stands for
+    return SubjectStage(
+        instruct,
+        tokenizer=parts.tokenizer,
+        num_latents=mllm.config["num_latents"],
+        image_size=mllm.config["image_size"],
+        keep_weight=config.keep_weight,
     )
+
+
+def _with_prior(config: SubjectConfig, subject: Stream, run_dir: Path) -> BesideStream:
+    prior = None
+    if config.prior is not None:
+        prior = open_stream(with_shards(config.prior, run_dir / SHARDS_NAME), stage="instruct")
+    return BesideStream(subject, prior, count=config.prior_weight)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

@@ -1,5 +1,6 @@
 """Tuning to one subject: prompts that show it, an adapter that is all that learns."""
 
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -7,12 +8,16 @@ import pytest
 import torch
 from PIL import Image
 
-from kosmosg import adapter
+from kosmosg import adapter, checkpoint
 from kosmosg.adapter import AdapterConfig
+from kosmosg.data.sources import DataConfig, SourceConfig
 from kosmosg.errors import ConfigError, PromptError
 from kosmosg.pipeline import KosmosGPipeline
+from kosmosg.train.log import read_log
 from kosmosg.train.subject import SubjectStream, read_pictures, subject, tune
 from toys.model import toy_picture
+from toys.shards import write
+from toys.stages import Examples
 
 
 @pytest.fixture
@@ -66,6 +71,28 @@ def test_a_stopped_tuning_goes_on_to_the_same_adapter(pictures, toy_dir, tmp_pat
     one, other = adapter.read(whole)[1], adapter.read(again)[1]
     assert one.keys() == other.keys()
     assert all(one[name].equal(other[name]) for name in one)
+
+
+def test_records_of_other_things_are_kept_beside_it_and_resuming_is_exact(
+    pictures, toy_dir, tmp_path
+):
+    prior = write(tmp_path / "prior.tar", Examples().batch(0, 6))
+    made = config(
+        pictures, toy_dir, prior=DataConfig(sources={"prior": SourceConfig(paths=str(prior))}),
+        prior_weight=2, keep_weight=5.0,
+    )  # fmt: skip
+    made = replace(made, train=replace(made.train, log_every=1, keep_every=1, keep_checkpoints=9))
+    whole = tune(made, tmp_path / "run")
+    entries = [entry for entry in read_log(tmp_path / "run") if "loss" in entry]
+    for entry in entries:
+        total = entry["loss/diffusion"] + entry["loss/keep"]
+        assert entry["loss"] == pytest.approx(total, rel=1e-5)
+    assert entries[0]["loss/keep"] == 0 < entries[2]["loss/keep"]
+    first = adapter.read(whole)[1]
+    for step in (2, 3):
+        shutil.rmtree(checkpoint.step_directory(tmp_path / "run", step))
+    again = adapter.read(tune(made, tmp_path / "run", resume=True))[1]
+    assert all(first[name].equal(again[name]) for name in first)
 
 
 def test_prompts_show_another_picture_than_they_ask_for(pictures):
