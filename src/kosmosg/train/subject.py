@@ -67,7 +67,7 @@ class SubjectConfig:
     train: TrainConfig
     prior: DataConfig | None = None
     prior_weight: int = 1
-    keep_weight: float = 1.0
+    keep_weight: float = 4.0
 
 
 def subject() -> SubjectConfig:
