@@ -68,7 +68,7 @@ def dreambench(
         typer.Option(
             help="kosmosg compares with the picture that was shown, dreambooth-all-refs with all "
             "of the subject, foreground-masked with the first, without backgrounds; uno-multi "
-            "shows two subjects."
+            "shows two subjects, draws six pictures and compares with all of both."
         ),
     ] = "kosmosg",
     pairs: Annotated[
@@ -101,7 +101,7 @@ def dreambench(
     dtype: DType = "float32",
     device: Device = "auto",
 ) -> None:
-    """Draw DreamBench's 3,000 pictures and score them: DINO, CLIP-I, CLIP-T.
+    """Draw DreamBench's 3,000 pictures (uno-multi: 4,500) and score them: DINO, CLIP-I, CLIP-T.
 
     Stopped, the same command goes on. Under torchrun each process draws its share and the first
     scores. Every picture's seed is a function of its subject, prompt and number.
@@ -255,6 +255,7 @@ def coco(
             encoders={"fid": Seen.of(eye)},
             num_pictures=drawn.count,
             scores={"fid": Score(mean=fid, low=fid, high=fid)},
+            rows=opened.first(),
             notes=[few] if drawn.count < bench.NUM_CAPTIONS else [],
         ),
         output,

@@ -16,12 +16,14 @@ from kosmosg.errors import DataError, PromptError
 from kosmosg.evaluate.features import BATCH, Encoder
 from kosmosg.evaluate.inception import NUM_FEATURES
 from kosmosg.evaluate.metrics import Moments
-from kosmosg.evaluate.pictures import Task, read
+from kosmosg.evaluate.pictures import Task, read, seeds_sha256
+from kosmosg.evaluate.result import Row
 from kosmosg.images import open_image
 
 ProtocolName = Literal["as-released", "clean"]
 NUM_CAPTIONS = 30_000
 _REAL_SIDE = 256
+_NUM_SHOWN = 64
 _ANNOTATIONS = Path("annotations/captions_val2014.json")
 _PICTURES = Path("val2014")
 
@@ -58,13 +60,24 @@ class Benchmark:
         }
 
     def sums(self) -> dict[str, str]:
-        """Return the sha256 of the names of the real pictures, and of all captions."""
+        """Return the sha256 of the real pictures' names, of all captions, and of the seeds."""
         names, told = hashlib.sha256(), hashlib.sha256()
         for path in self.real:
             names.update(f"{path.name} {path.stat().st_size}\n".encode())
         for task in self.tasks:
             told.update(f"{task.name} {task.prompt}\n".encode())
-        return {"pictures": names.hexdigest(), "prompts": told.hexdigest()}
+        return {
+            "pictures": names.hexdigest(),
+            "prompts": told.hexdigest(),
+            "seeds": seeds_sha256(self.tasks),
+        }
+
+    def first(self) -> list[Row]:
+        """Return the first pictures for the eye; no one picture has an FID."""
+        return [
+            Row(name=f"{task.name}-0", subject="", text=str(task.prompt), scores={})
+            for task in self.tasks[:_NUM_SHOWN]
+        ]
 
 
 def open_benchmark(

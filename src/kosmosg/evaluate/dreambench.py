@@ -6,12 +6,11 @@ CLIP-T. Which real pictures, and how many subjects a prompt shows, is the protoc
 
 import hashlib
 import json
-import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.resources import files
 from itertools import combinations
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Literal
 
 import numpy as np
@@ -22,10 +21,11 @@ from torch import Tensor
 from tqdm import tqdm
 
 from kosmosg.data.mixture import seed_of
-from kosmosg.errors import DataError, PromptError
+from kosmosg.errors import DataError
 from kosmosg.evaluate.features import Encoder
 from kosmosg.evaluate.metrics import Score, bootstrap, cosine
-from kosmosg.evaluate.pictures import Task, read
+from kosmosg.evaluate.pairs import opened, read_pairs
+from kosmosg.evaluate.pictures import Task, read, seeds_sha256
 from kosmosg.evaluate.result import Row
 from kosmosg.images import open_image
 from kosmosg.sequence import Prompt
@@ -35,6 +35,7 @@ ProtocolName = Literal["kosmosg", "dreambooth-all-refs", "uno-multi", "foregroun
 Masker = Callable[[Sequence[Image.Image], Sequence[str]], list[Bool[np.ndarray, "height width"]]]
 
 NUM_PICTURES = 4
+NUM_OF_PAIRS = 6  # UNO's
 # Where DINO cannot tell a picture from its input, words did not change much.
 NEAR_COPY = 0.95
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
@@ -91,12 +92,14 @@ class Case:
         subjects: That it shows.
         compared: The files that pictures of it are compared with, for each subject.
         text: The words that they are compared with.
+        template: The same with `{}` for each subject; many subjects share one.
     """
 
     task: Task
     subjects: tuple[str, ...]
     compared: tuple[tuple[Path, ...], ...]
     text: str
+    template: str
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -118,7 +121,7 @@ class Benchmark:
         }
 
     def sums(self) -> dict[str, str]:
-        """Return the sha256 of the real pictures that matter, and of all prompts."""
+        """Return the sha256 of the real pictures that matter, of all prompts, and of the seeds."""
         paths = {path for case in self.cases for paths in case.compared for path in paths}
         told = [
             [
@@ -131,13 +134,14 @@ class Benchmark:
         return {
             "pictures": _sha256(path.read_bytes() for path in sorted(paths)),
             "prompts": _sha256([json.dumps(told).encode()]),
+            "seeds": seeds_sha256(case.task for case in self.cases),
         }
 
 
 _COMPARED: Mapping[ProtocolName, str] = {
     "kosmosg": "the picture that was shown",
     "dreambooth-all-refs": "all real pictures of the subject, averaged",
-    "uno-multi": "the pictures that were shown, averaged",
+    "uno-multi": "all real pictures of each subject, averaged, then of both",
     "foreground-masked": "the picture that was shown, backgrounds of both made white",
 }
 
@@ -165,7 +169,7 @@ def open_benchmark(
         )
     pictures = {subject: _pictures_of(folder / subject) for subject in sorted(nouns)}
     if pairs is not None:
-        cases = _pairs(pairs, folder, nouns)
+        cases = _pairs(pairs, folder, known, pictures)
     else:
         cases = []
         for subject, paths in pictures.items():
@@ -216,6 +220,7 @@ def score(
                     name=f"{case.task.name}-{number}",
                     subject=" + ".join(case.subjects),
                     text=case.text,
+                    template=case.template,
                     scores=scores,
                 )
             )
@@ -298,69 +303,55 @@ class _Eyes:
 
 
 def _cases(known: Facts, subject: str, reference: Path, compared: tuple[Path, ...]) -> list[Case]:
-    image = _opened(reference)
+    image = opened(reference)
     cases = []
     for number, (told, text) in enumerate(known.prompts(subject)):
         before, after = (part.strip() for part in told.split("{}"))
         prompt: Prompt = [*([before] if before else []), image, *([after] if after else [])]
-        task = Task(name=f"{subject}/{number:02d}", prompt=prompt, seeds=_seeds(subject, number))
-        text = text.format(known.noun(subject))
-        cases.append(Case(task=task, subjects=(subject,), compared=(compared,), text=text))
+        task = Task(
+            name=f"{subject}/{number:02d}",
+            prompt=prompt,
+            seeds=_seeds(subject, number, NUM_PICTURES),
+        )
+        cases.append(
+            Case(
+                task=task,
+                subjects=(subject,),
+                compared=(compared,),
+                text=text.format(known.noun(subject)),
+                template=text,
+            )
+        )
     return cases
 
 
-def _pairs(path: Path, folder: Path, nouns: Mapping[str, str]) -> list[Case]:
-    """Return the cases of UNO's file: items of a `prompt` and two `image_paths`."""
-    try:
-        items = json.loads(path.read_text(encoding="utf-8"))
-        told = [(str(item["prompt"]), [str(one) for one in item["image_paths"]]) for item in items]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise DataError(f"cannot read {path} as UNO's pairs: {error}; get it again") from None
-    cases: list[Case] = []
-    images: dict[Path, Image.Image] = {}
-    for number, (text, shown) in enumerate(told):
-        places = [PurePosixPath(one) for one in shown]
-        subjects = tuple(place.parent.name for place in places)
-        if unknown := [one for one in subjects if one not in nouns]:
-            raise DataError(f"{path}: {unknown[0]!r} is no subject of DreamBench; get it again")
-        paths = [folder / place.parent.name / place.name for place in places]
-        for one in paths:
-            images[one] = images.get(one) or _opened(one)
-        prompt = interleaved(text, [nouns[one] for one in subjects], [images[one] for one in paths])
-        joined = "+".join(subjects)
-        task = Task(name=f"{joined}/{number:04d}", prompt=prompt, seeds=_seeds(joined, number))
-        compared = tuple((one,) for one in paths)
-        cases.append(Case(task=task, subjects=subjects, compared=compared, text=text))
+def _pairs(
+    path: Path, folder: Path, known: Facts, pictures: Mapping[str, list[Path]]
+) -> list[Case]:
+    """Return the cases of UNO's file, compared with all that is there of both subjects."""
+    nouns = {**known.objects, **known.live}
+    cases = []
+    for number, pair in enumerate(read_pairs(path, folder, nouns)):
+        joined = "+".join(pair.subjects)
+        task = Task(
+            name=f"{joined}/{number:04d}",
+            prompt=pair.prompt,
+            seeds=_seeds(joined, number, NUM_OF_PAIRS),
+        )
+        cases.append(
+            Case(
+                task=task,
+                subjects=pair.subjects,
+                compared=tuple(tuple(pictures[one]) for one in pair.subjects),
+                text=pair.text,
+                template=pair.template,
+            )
+        )
     return cases
 
 
-def interleaved(text: str, nouns: Sequence[str], pictures: Sequence[Image.Image]) -> Prompt:
-    """Return a sentence whose nouns, one after another, are the pictures; their articles go too.
-
-    Raises:
-        DataError: If a noun is not in the sentence, in this order.
-
-    Example:
-        >>> dog = Image.new("RGB", (8, 8)); hat = Image.new("RGB", (8, 8))
-        >>> [x if isinstance(x, str) else "picture" for x in
-        ...  interleaved("a dog and a red hat in the snow", ["dog", "hat"], [dog, hat])]
-        ['picture', 'and a red', 'picture', 'in the snow']
-    """
-    parts: Prompt = []
-    rest = text
-    for noun, picture in zip(nouns, pictures, strict=True):
-        match = re.search(rf"\b(?:(?:a|an|the)\s+)?{re.escape(noun)}\b", rest)
-        if match is None:
-            raise DataError(f"{text!r} does not name {noun!r} in its turn")
-        if before := rest[: match.start()].strip():
-            parts.append(before)
-        parts.append(picture)
-        rest = rest[match.end() :]
-    return [*parts, *([rest.strip()] if rest.strip() else [])]
-
-
-def _seeds(subject: str, prompt: int) -> tuple[int, ...]:
-    return tuple(seed_of("dreambench", subject, prompt, index) for index in range(NUM_PICTURES))
+def _seeds(subject: str, prompt: int, count: int) -> tuple[int, ...]:
+    return tuple(seed_of("dreambench", subject, prompt, index) for index in range(count))
 
 
 def _pictures_of(folder: Path) -> list[Path]:
@@ -378,13 +369,6 @@ def _chosen(paths: Sequence[Path], name: str) -> Path:
         if path.stem == name:
             return path
     raise DataError(f"{paths[0].parent} has no picture {name}, which the paper chose; get it again")
-
-
-def _opened(path: Path) -> Image.Image:
-    try:
-        return open_image(path)
-    except PromptError as error:
-        raise DataError(str(error)) from None
 
 
 def _sha256(parts: Iterable[bytes]) -> str:

@@ -35,11 +35,12 @@ _PLACES: Mapping[Name, tuple[str, str]] = {
     "clip-b32": ("clip-vit-base-patch32", "https://huggingface.co/openai/clip-vit-base-patch32"),
     "clip-l14": ("clip-vit-large-patch14", "https://huggingface.co/openai/clip-vit-large-patch14"),
     "inception": (
-        "inception.safetensors",
+        "weights-inception-2015-12-05-6726825d.pth",
         "https://github.com/toshas/torch-fidelity/releases/download/v0.2.0/"
-        "weights-inception-2015-12-05-6726825d.pth (kept under this name as safetensors)",
+        "weights-inception-2015-12-05-6726825d.pth",
     ),
 }
+_ALSO: Mapping[Name, str] = {"inception": "inception.safetensors"}  # the same, converted
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -81,6 +82,8 @@ def find_weights(name: Name, folder: Path | None) -> Path:
         folder = Path(os.environ[WEIGHTS_DIR])
     place, source = _PLACES[name]
     path = folder / place
+    if name in _ALSO and (other := folder / _ALSO[name]).exists():
+        return other
     if not path.exists():
         raise CheckpointError(f"{path} is missing; get {source} and put it there")
     return path

@@ -1,11 +1,12 @@
 """Drawing a benchmark's pictures: by batch, over ranks, and on from wherever a run stopped."""
 
+import hashlib
 import io
 import json
 import os
 import secrets
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -24,6 +25,11 @@ from kosmosg.sequence import Prompt
 RUN_FILE = "run.json"
 _PNG_END = b"\0\0\0\0IEND\xaeB`\x82"
 _POLL_S = 1.0
+# What a result says of the noise.
+SEEDS = {
+    "seed": "each picture its own, of its subject, prompt and number",
+    "released": "0 anew for every batch",
+}
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -37,6 +43,14 @@ class Task:
     def paths(self, folder: Path) -> list[Path]:
         """Return where its pictures lie."""
         return [folder / f"{self.name}-{number}.png" for number in range(len(self.seeds))]
+
+
+def seeds_sha256(tasks: Iterable[Task]) -> str:
+    """Return a sha256 of the seeds of all pictures."""
+    total = hashlib.sha256()
+    for task in tasks:
+        total.update(f"{task.name} {task.seeds}\n".encode())
+    return total.hexdigest()
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -16,7 +16,7 @@ from kosmosg.images import open_image
 SIDE = 160
 NUM_ENDS = 8  # pictures shown of the best and of the worst
 
-# Table 1 of the paper, and what the same rows were measured at by others.
+# Table 1 of the paper, and what the same rows were measured at by others; of two subjects, UNO's.
 PUBLISHED: Mapping[str, Sequence[tuple[str, Mapping[str, float]]]] = {
     "dreambench": (
         ("real pictures (DreamBooth)", {"dino": 0.774, "clip_i": 0.885}),
@@ -26,6 +26,12 @@ PUBLISHED: Mapping[str, Sequence[tuple[str, Mapping[str, float]]]] = {
         ("BLIP-Diffusion, zero-shot (paper)", {"dino": 0.594, "clip_i": 0.779, "clip_t": 0.300}),
         ("Re-Imagen (paper)", {"dino": 0.600, "clip_i": 0.740, "clip_t": 0.270}),
         ("Textual Inversion (paper)", {"dino": 0.569, "clip_i": 0.780, "clip_t": 0.255}),
+    ),
+    "uno-multi": (
+        ("UNO (its paper)", {"dino": 0.542, "clip_i": 0.733, "clip_t": 0.322}),
+        ("MS-Diffusion (UNO's paper)", {"dino": 0.525, "clip_i": 0.726, "clip_t": 0.319}),
+        ("OmniGen (UNO's paper)", {"dino": 0.511, "clip_i": 0.722, "clip_t": 0.331}),
+        ("MIP-Adapter (UNO's paper)", {"dino": 0.482, "clip_i": 0.726, "clip_t": 0.311}),
     ),
     "coco": (
         ("Kosmos-G (paper)", {"fid": 10.99}),
@@ -68,7 +74,7 @@ def page(result: Result, folder: Path) -> Iterator[str]:
         yield f'<p class="wrong">{_text(note)}</p>\n'
     yield _card("Beside what is published", _published(result))
     yield _card("By subject", _grouped(result.rows, lambda row: row.subject))
-    yield _card("By prompt", _grouped(result.rows, _template))
+    yield _card("By prompt", _grouped(result.rows, lambda row: row.template))
     for name in ("dino", "clip_t"):
         scored = sorted((row for row in result.rows if name in row.scores), key=_key(name))
         if scored:
@@ -76,7 +82,9 @@ def page(result: Result, folder: Path) -> Iterator[str]:
                 f"Highest {_SIGNS[name]}", _shown(scored[: -NUM_ENDS - 1 : -1], name, folder)
             )
             yield _card(f"Lowest {_SIGNS[name]}", _shown(scored[:NUM_ENDS], name, folder))
-    yield _card("A picture of each prompt", "".join(_sheet(result.rows, folder)))
+    has_scores = any(row.scores for row in result.rows)
+    title = "A picture of each prompt" if has_scores else f"The first {len(result.rows)} pictures"
+    yield _card(title, "".join(_sheet(result.rows, folder)))
     yield _card("How", _how(result))
     yield "</body></html>\n"
 
@@ -89,7 +97,8 @@ def _published(result: Result) -> str:
         for name, scores in rows
         if scores
     ]
-    for name, numbers in PUBLISHED.get(result.benchmark, ()):
+    known = result.protocol.get("name")
+    for name, numbers in PUBLISHED.get(known, PUBLISHED.get(result.benchmark, ())):
         cells = [f"{numbers[column]:g}" if column in numbers else "" for column in columns]
         lines.append(_line(name, cells))
     words = "Published numbers were measured by their authors' protocols, encoders and pictures."
@@ -105,7 +114,7 @@ def _grouped(rows: Sequence[Row], key: Callable[[Row], str]) -> str:
     for name, members in sorted(groups.items()):
         means = [sum(row.scores[column] for row in members) / len(members) for column in columns]
         lines.append(_line(f"{name} ({len(members)})", [f"{mean:.3f}" for mean in means]))
-    return _table(columns, lines) if rows else ""
+    return _table(columns, lines) if columns else ""
 
 
 def _shown(rows: Sequence[Row], name: str, folder: Path) -> str:
@@ -136,11 +145,6 @@ def _how(result: Result) -> str:
     facts = {**result.protocol, **result.drawing, **seen, **sums, **model, **result.versions}
     lines = [_line(str(name), [_text(str(value))]) for name, value in facts.items()]
     return _table([""], lines)
-
-
-def _template(row: Row) -> str:
-    """Return the prompt's number within its subject, which names the template."""
-    return row.name.rsplit("/", 1)[-1].rsplit("-", 1)[0]
 
 
 def _key(name: str) -> Callable[[Row], float]:

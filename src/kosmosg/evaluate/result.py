@@ -33,12 +33,13 @@ class Seen:
 
 @dataclass(frozen=True, kw_only=True)
 class Row:
-    """One picture's scores, or several of one prompt."""
+    """One picture's scores; `template` is its text with `{}` for what subjects are called."""
 
     name: str
     subject: str
     text: str
     scores: dict[str, float]
+    template: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,14 +50,14 @@ class Result:
         benchmark: Such as `dreambench`.
         protocol: By whose rules, each quirk and choice named.
         encoders: That scored, by score.
-        data: Hashes of the real pictures and of the prompts.
-        drawing: How pictures were drawn.
+        data: Hashes of the real pictures, of the prompts and of the seeds.
+        drawing: How pictures were drawn, from which noise.
         num_pictures: That were drawn.
         model: The weights: a sha256 by part.
         scores: Means with 95% intervals.
         oracle: The same scores of real pictures; a score above its own is a warning.
         notes: What a reader must know.
-        rows: A score for each picture; empty for scores of a whole set.
+        rows: Scores of each picture; of a whole set, the first pictures without any.
         versions: Of what computed.
     """
 

@@ -102,7 +102,8 @@ def finish(
         protocol={**run.protocol, **(facts or {})},
         encoders=encoders,
         data=run.data,
-        drawing=config.to_dict(run.drawing) | {"dtype": run.dtype},
+        drawing=config.to_dict(run.drawing)
+        | {"dtype": run.dtype, "seeds": pictures.SEEDS[run.drawing.noise]},
         num_pictures=num_pictures,
         model=run.model,
         scores=scores,

@@ -1,9 +1,11 @@
+import json
 from pathlib import Path
 
 import pytest
 
 from kosmosg.evaluate import result
 from toys.benchmarks import save_coco, save_dreambench
+from toys.construct import save_clipseg
 from toys.encoders import save_all
 from toys.model import WORDS, toy_pipeline
 
@@ -56,8 +58,31 @@ def test_coco_is_drawn_and_measured(run, toy_dir, weights, tmp_path):
         assert found.scores["fid"].mean > 0
         assert found.protocol["num_real"] == {"clean": 4, "as-released": 12}[protocol]
         assert found.drawing["noise"] == {"clean": "seed", "as-released": "released"}[protocol]
+        assert found.drawing["seeds"].startswith({"clean": "each", "as-released": "0"}[protocol])
+        assert (out_dir / "report.html").read_text().count("<img") == 4
         assert "biased upwards" in err
         assert out.split()[-1].endswith("report.html")
+
+
+def test_foregrounds_and_pairs_are_drawn_and_scored(run, weights, tmp_path):
+    toy_pipeline(words=f"{WORDS} jungle and").save_pretrained(tmp_path / "model")
+    words = ["evaluate", "dreambench", save_dreambench(tmp_path / "dataset"), "--device", "cpu"]
+    words += ["--model", tmp_path / "model", "--weights", weights, "--steps", "2", "--limit", "1"]
+    clipseg = ["--protocol", "foreground-masked", "--clipseg", save_clipseg(tmp_path / "clipseg")]
+    code, _, err = run(*words, *clipseg, "-o", tmp_path / "masked")
+    assert code == 0, err
+    found = result.load(tmp_path / "masked")
+    assert found.protocol["compared_with"].endswith("backgrounds of both made white")
+    assert (found.num_pictures, set(found.oracle)) == (4, {"dino", "clip_i"})
+
+    shown = [f"./dreambooth/dataset/{name}.jpg" for name in ("dog/02", "can/01")]
+    pairs = [{"prompt": "a dog and a can in the jungle", "image_paths": shown}]
+    (tmp_path / "pairs.json").write_text(json.dumps(pairs))
+    given = ["--protocol", "uno-multi", "--pairs", tmp_path / "pairs.json"]
+    code, _, err = run(*words, *given, "-o", tmp_path / "pairs")
+    assert code == 0, err
+    found = result.load(tmp_path / "pairs")
+    assert (found.num_pictures, found.rows[5].subject) == (6, "dog + can")
 
 
 @pytest.mark.parametrize(

@@ -7,8 +7,9 @@ import torch
 from PIL import Image
 
 from kosmosg.errors import DataError
-from kosmosg.evaluate.dreambench import facts, interleaved, means, open_benchmark, score
+from kosmosg.evaluate.dreambench import facts, means, open_benchmark, score
 from kosmosg.evaluate.features import Encoder
+from kosmosg.evaluate.pairs import interleaved
 from kosmosg.evaluate.pictures import Task
 from toys.benchmarks import picture, save_dreambench
 
@@ -136,26 +137,68 @@ def test_backgrounds_are_made_white_where_the_protocol_says_so(
         score(benchmark, tmp_path, dino=eye("d"), clip=eye("c"))
 
 
-def test_pairs_of_uno_stand_in_the_sentence(dataset: Path, tmp_path: Path) -> None:
+def save_pairs(file: Path, *prompts: tuple[str, str, str]) -> Path:
+    """Write prompts of two subjects as UNO's file has them."""
     known = facts()
-    dog, can = (f"{name}/{known.reference[name]}.jpg" for name in ("dog", "can"))
     items = [
-        {"prompt": "a dog and a can in the jungle", "image_paths": [f"./x/{dog}", f"./x/{can}"]},
+        {
+            "prompt": text,
+            "image_paths": [f"./dreambooth/dataset/{n}/{known.reference[n]}.jpg" for n in names],
+        }
+        for text, *names in prompts
     ]
-    file = tmp_path / "pairs.json"
     file.write_text(json.dumps(items))
+    return file
+
+
+def test_pairs_of_uno_stand_in_the_sentence(dataset: Path, tmp_path: Path) -> None:
+    file = save_pairs(
+        tmp_path / "pairs.json",
+        ("a dog and a can in the jungle", "dog", "can"),
+        ("a red stuffed animal and a stuffed animal", "bear_plushie", "wolf_plushie"),
+    )
     benchmark = open_benchmark(dataset, "uno-multi", pairs=file)
-    (case,) = benchmark.cases
+    case, alike = benchmark.cases
     assert case.subjects == ("dog", "can")
     kinds = [part if isinstance(part, str) else "picture" for part in case.task.prompt]
     assert kinds == ["picture", "and", "picture", "in the jungle"]
-    drawn = [picture(50 + number) for number in range(4)]
-    save_drawn(case.task, tmp_path, drawn)
+    assert (case.template, alike.template) == ("{} and {} in the jungle", "a red {} and {}")
+    assert len(case.task.seeds) == 6
+    drawn = [picture(50 + number) for number in range(6)]
+    for one in benchmark.cases:
+        save_drawn(one.task, tmp_path, drawn)
     rows, _ = score(benchmark, tmp_path, dino=eye("d"), clip=eye("c"))
-    real = [flat(Image.open(dataset / one)) for one in (dog, can)]
-    expected = np.mean([cosine(flat(drawn[0]), one) for one in real])
+    # All that is real of a subject, whichever picture was shown.
+    of_each = [
+        [cosine(flat(drawn[0]), flat(Image.open(path))) for path in (dataset / name).iterdir()]
+        for name in ("dog", "can")
+    ]
+    assert [len(one) for one in of_each] == [3, 3]
+    expected = np.mean([np.mean(one) for one in of_each])
     assert rows[0].scores["dino"] == pytest.approx(expected, abs=1e-6)
     assert rows[0].subject == "dog + can"
+
+
+def test_all_of_a_file_as_unos_is_read(dataset: Path, tmp_path: Path) -> None:
+    # 30 pairs, as its issue says, of 25 prompts each; all nouns of DreamBench have their turn.
+    known = facts()
+    names = sorted(known.reference)
+    said = [text.removeprefix("a ") for text in known.object_texts]
+    told = [
+        (f"a {text.format(f'{known.noun(one)} and a {known.noun(other)}')}", one, other)
+        for one, other in zip(names, [*names[7:], *names[:7]], strict=True)
+        for text in said
+    ]
+    cases = open_benchmark(
+        dataset, "uno-multi", pairs=save_pairs(tmp_path / "pairs.json", *told)
+    ).cases
+    assert sum(len(case.task.seeds) for case in cases) == 4500
+    assert len({case.template for case in cases}) == 25
+    for case in cases:
+        shown = [part for part in case.task.prompt if not isinstance(part, str)]
+        for image, subject in zip(shown, case.subjects, strict=True):
+            path = dataset / subject / f"{known.reference[subject]}.jpg"
+            assert np.array_equal(np.asarray(image), np.asarray(Image.open(path)))
 
 
 @pytest.mark.parametrize(
@@ -197,6 +240,7 @@ def test_sums_follow_pictures_and_words(dataset: Path, tmp_path: Path) -> None:
     other = save_dreambench(tmp_path / "other", pictures=3)
     picture(77).save(other / "dog" / "02.jpg")
     assert open_benchmark(other, "kosmosg").sums()["pictures"] != sums["pictures"]
+    assert open_benchmark(dataset, "kosmosg", limit=30).sums()["seeds"] != sums["seeds"]
 
 
 def test_two_of_a_kind_are_told_apart_by_their_order() -> None:
@@ -205,3 +249,12 @@ def test_two_of_a_kind_are_told_apart_by_their_order() -> None:
     assert prompt[0] is one
     assert prompt[1] == "beside another"
     assert prompt[2] is other
+
+
+def test_nouns_are_found_in_any_order_and_case() -> None:
+    cat, can = picture(1), picture(2)
+    prompt = interleaved("A can and a cat on the beach", ["cat", "can"], [cat, can])
+    assert prompt[0] is can
+    assert prompt[1] == "and"
+    assert prompt[2] is cat
+    assert prompt[3] == "on the beach"

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import load_file
 from transformers import CLIPModel, CLIPTokenizer, ViTModel
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPil
@@ -111,6 +112,17 @@ def test_missing_weights_are_named_with_their_source_and_place(
     (tmp_path / "dino-vits16").mkdir()
     with pytest.raises(CheckpointError, match=r"cannot load .*dino-vits16: .*config.json"):
         dino(find_weights("dino", None), device=CPU)
+
+
+def test_inceptions_weights_are_taken_as_they_are_published(weights: Path, tmp_path: Path) -> None:
+    converted = find_weights("inception", weights)
+    with pytest.raises(CheckpointError, match=r"6726825d\.pth is missing; get https://github"):
+        find_weights("inception", tmp_path)
+    published = {**load_file(converted), "fc.weight": torch.zeros(8, 2048)}
+    torch.save(published, tmp_path / "weights-inception-2015-12-05-6726825d.pth")
+    path = find_weights("inception", tmp_path)
+    one, other = (inception(p, resize="antialiased", device=CPU) for p in (path, converted))
+    assert torch.equal(one.pictures(pictures()), other.pictures(pictures()))
 
 
 def test_weights_of_another_network_are_refused(weights: Path) -> None:

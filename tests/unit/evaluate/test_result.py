@@ -20,6 +20,7 @@ def rows(shift: float) -> list[Row]:
             name=f"dog{s}/{n:02d}-0",
             subject=f"dog{s}",
             text=f"a <b>dog</b> {n}",
+            template=f"a {{}} <{n}>",
             scores={"dino": 0.1 * s + 0.01 * n + shift, "clip_t": 0.3 - 0.01 * n},
         )
         for s in range(4)
@@ -113,3 +114,24 @@ def test_the_page_shows_scores_beside_the_papers_and_pictures_and_no_strangers_m
     assert text.index("Highest DINO") < text.index("0.320 dog3") < text.index("Lowest DINO")
     assert "http" not in text.replace("http-equiv", "")
     assert text.count("<img") == 4 * 8 + 12
+    assert '<th scope="row">a {} &lt;2&gt; (4)</th><td>0.170</td>' in text
+
+
+def test_the_page_of_a_score_without_rows_of_its_own_shows_pictures_and_no_empty_table(
+    tmp_path: Path,
+) -> None:
+    picture(1).save(tmp_path / "00000-0.png")
+    shown = Row(name="00000-0", subject="", text="a hat", scores={})
+    whole = replace(result(), benchmark="coco", scores={"fid": score(9.0)}, rows=[shown])
+    text = "".join(page(whole, tmp_path))
+    assert "The first 1 pictures" in text
+    assert text.count("<img") == 1
+    assert "<td>10.99</td>" in text  # the paper's
+    assert "By subject" not in text
+
+
+def test_two_subjects_stand_beside_numbers_of_two(tmp_path: Path) -> None:
+    pairs = replace(result(), protocol={"name": "uno-multi"}, rows=[])
+    text = "".join(page(pairs, tmp_path))
+    assert "<td>0.542</td>" in text  # UNO's
+    assert "0.694" not in text  # of one subject
