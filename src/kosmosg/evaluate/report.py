@@ -97,7 +97,7 @@ def _published(result: Result) -> str:
         for name, scores in rows
         if scores
     ]
-    known = result.protocol.get("name")
+    known = str(result.protocol.get("name"))
     for name, numbers in PUBLISHED.get(known, PUBLISHED.get(result.benchmark, ())):
         cells = [f"{numbers[column]:g}" if column in numbers else "" for column in columns]
         lines.append(_line(name, cells))

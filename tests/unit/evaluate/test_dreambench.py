@@ -180,7 +180,7 @@ def test_pairs_of_uno_stand_in_the_sentence(dataset: Path, tmp_path: Path) -> No
 
 
 def test_all_of_a_file_as_unos_is_read(dataset: Path, tmp_path: Path) -> None:
-    # 30 pairs, as its issue says, of 25 prompts each; all nouns of DreamBench have their turn.
+    # 30 pairs of 25 prompts each; all nouns of DreamBench have their turn.
     known = facts()
     names = sorted(known.reference)
     said = [text.removeprefix("a ") for text in known.object_texts]

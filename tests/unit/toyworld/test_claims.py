@@ -18,7 +18,7 @@ from kosmosg.toyworld.captions import words
 from kosmosg.toyworld.cases import cases
 from kosmosg.toyworld.claims import inversion, page, questions, rows, run, scoring
 from kosmosg.toyworld.claims.drawing import conditions, drawn, wanted
-from kosmosg.toyworld.claims.experiment import QUICK, Setting
+from kosmosg.toyworld.claims.experiment import QUICK, Budget, Setting
 from kosmosg.toyworld.evaluate import ROWS, images_of
 from kosmosg.toyworld.foundation import in_range
 from kosmosg.toyworld.judge import Judge
@@ -139,6 +139,17 @@ def test_a_near_copy_is_the_picture_shown(judge):
     assert wrong["like_shown"].mean() < 0.95
 
 
+def test_a_copy_of_the_second_picture_shown_is_one_too(judge):
+    asked = questions.pictured_two(COUNT, 3, 64)
+    copies = scoring.likeness(judge, scoring.shown_pictures(asked, 64, 1), asked)
+    right = scoring.likeness(judge, wanted(asked, 64), asked)
+    assert copies["near_copy"].all()
+    assert copies["near_copy"].dtype == bool
+    assert not right["near_copy"].any()
+    # Alike to the one that it is, less to the other.
+    assert 0.4 < copies["like_shown"].mean() < 0.8
+
+
 def test_fid_is_zero_of_the_same_and_grows_with_noise(judge):
     asked = questions.captioned(COUNT, 3, 64)
     real = scoring.features(judge, wanted(asked, 64))
@@ -183,6 +194,13 @@ def test_the_word_is_learned_and_nothing_else_changes(setting, toy):
     assert all(
         torch.equal(a, b) for a, b in zip(weights, toy.text_encoder.parameters(), strict=True)
     )
+
+
+def test_a_thousand_pictures_of_two_creatures_are_two_creatures():
+    values = np.repeat([True, False], 500)
+    score = inversion.over_subjects(values, 500)
+    assert (score.mean, score.low, score.high) == (0.5, 0.0, 1.0)
+    assert rows.score_of(values).high < 0.54
 
 
 def test_stage_3s_kinds_can_be_left_out():
@@ -245,6 +263,18 @@ def test_experiments_are_found_by_name_and_by_claim():
         ConfigError, match=r"no experiment 'zero-shot-stage4'; did you mean zero-shot"
     ):
         run.chosen(["zero-shot-stage4"])
+
+
+def test_what_is_due_fits_the_budget_and_table_2s_rows_cost_the_same():
+    budget = Budget()
+    assert sum(one.cost_s(budget) for one in run.EXPERIMENTS) <= 24 * 3600
+    costs = [one.cost_s(budget) for one in run.chosen(["alignment"])]
+    assert len(costs) == 5
+    assert max(costs) <= 1.05 * min(costs)
+    for one in run.EXPERIMENTS:
+        if one.claim in {"alignment", "data"}:
+            assert {"seeds", "scale"} <= set(one.budget)
+    assert (len(budget.seeds), budget.prompts) == (3, 1000)
 
 
 def test_the_page_has_scores_the_judges_own_and_goals(tmp_path):

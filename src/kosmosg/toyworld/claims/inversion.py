@@ -15,6 +15,7 @@ from torch import Tensor
 from transformers import CLIPTextModel
 
 from kosmosg.data.mixture import seed_of
+from kosmosg.evaluate.metrics import Score, bootstrap
 from kosmosg.model.image_decoder import ImageDecoder
 from kosmosg.tokenizer import Tokenizer
 from kosmosg.toyworld.captions import PLACE_PHRASES
@@ -22,7 +23,7 @@ from kosmosg.toyworld.claims import questions, scoring
 from kosmosg.toyworld.claims.drawing import drawn, strip, wanted
 from kosmosg.toyworld.claims.experiment import DRAWING, Budget, Experiment, Measured, Setting
 from kosmosg.toyworld.claims.questions import Question
-from kosmosg.toyworld.claims.rows import score_of, scores_of
+from kosmosg.toyworld.claims.rows import Values, score_of
 from kosmosg.toyworld.foundation import pictures, text_ids
 from kosmosg.toyworld.losses import MIN_SNR_GAMMA
 from kosmosg.toyworld.scenes import Scene
@@ -130,12 +131,21 @@ def measure(setting: Setting) -> Measured:
         for one in (made, wanted(asked, setting.size))
     )
     return Measured(
-        scores=scores_of(values) | {"seconds_a_subject": score_of(np.array(seconds))},
+        scores={
+            **{name: over_subjects(each, per_subject) for name, each in values.items()},
+            "seconds_a_subject": score_of(np.array(seconds)),
+        },
         judge=scoring.means(truth),
         n=len(asked),
         picture=strip(asked[::per_subject], made[::per_subject]),
         config={"steps": budget.steps(STEPS), "batch": BATCH, "lr": LR, "pictures": NUM_PICTURES},
     )
+
+
+def over_subjects(values: Values, per_subject: int) -> Score:
+    """Return a mean whose interval is over creatures: pictures of one share what was learned."""
+    groups = values.astype(float).reshape(-1, per_subject)
+    return bootstrap({str(number): list(group) for number, group in enumerate(groups)})
 
 
 def _seconds(budget: Budget) -> int | float:

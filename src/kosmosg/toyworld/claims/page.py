@@ -32,9 +32,9 @@ interval is that of its prompts alone, of several that of the seeds' means.
 
 - `creature`: shape, colour, pattern and accessory at once, in the place where it should stand;
   `all`: every creature, and the ground; `colours in place`: every creature's.
-- `like shown`, `like wanted`: cosine of the judge's features to the picture in the prompt and to
-  the one that would be right, what DINO is for photographs.
-- `near copy`: the pixels of the picture in the prompt again (correlation .9 at 16 by 16).
+- `like shown`, `like wanted`: cosine of the judge's features to the pictures in the prompt, on
+  average, and to the one that would be right, what DINO is for photographs.
+- `near copy`: the pixels of a picture in the prompt again (correlation .9 at 16 by 16).
 - `fid`: Fréchet distance of those features to the renderer's. Less is better; it depends on how
   many pictures there are.
 - `done`, `kept`: what an edit asks for, and all else; `unchanged`: it still has what was to change.

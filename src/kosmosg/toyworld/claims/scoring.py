@@ -93,20 +93,20 @@ def edited(judge: Judge, images: Pictures, asked: Sequence[Question]) -> dict[st
 
 
 def likeness(judge: Judge, images: Pictures, asked: Sequence[Question]) -> dict[str, Values]:
-    """Return how alike each picture is to the one shown and to the one wanted.
+    """Return how alike each picture is to those shown, on average, and to the one wanted.
 
     Cosines of the features from which the judge answers, centred: what DINO is for photographs.
-    `near_copy`: whether its pixels are those of the picture that was shown. A picture is never to
+    `near_copy`: whether its pixels are those of a picture that was shown. A picture is never to
     be one: the creature is larger there, and the place another.
     """
     size = images.shape[-1]
     drawn, right = features(judge, images), features(judge, wanted(asked, size))
-    shown = shown_pictures(asked, size)
     centre = right.mean(0)
+    every = [shown_pictures(asked, size, number) for number in range(len(asked[0].shown))]
     return {
-        "like_shown": _cosine(drawn, features(judge, shown), centre),
+        "like_shown": np.mean([_cosine(drawn, features(judge, one), centre) for one in every], 0),
         "like_wanted": _cosine(drawn, right, centre),
-        "near_copy": correlation(images, shown) >= COPY,
+        "near_copy": np.any([correlation(images, one) >= COPY for one in every], 0),
     }
 
 
@@ -138,12 +138,13 @@ def means(values: Mapping[str, Values]) -> dict[str, float]:
     return {name: float(each.mean()) for name, each in values.items()}
 
 
-def shown_pictures(asked: Sequence[Question], size: int) -> Pictures:
-    """Return the first picture of each prompt."""
-    first = [
-        one.shown[0].convert("RGB").resize((size, size), Image.Resampling.BICUBIC) for one in asked
+def shown_pictures(asked: Sequence[Question], size: int, number: int = 0) -> Pictures:
+    """Return one picture of each prompt, the first or another."""
+    resized = [
+        one.shown[number].convert("RGB").resize((size, size), Image.Resampling.BICUBIC)
+        for one in asked
     ]
-    return in_range(np.stack([np.asarray(picture) for picture in first]))
+    return in_range(np.stack([np.asarray(picture) for picture in resized]))
 
 
 def correlation(images: Pictures, others: Pictures) -> Values:

@@ -16,39 +16,30 @@ def _prompts(budget: Budget) -> int:
     return budget.prompts
 
 
-def single(ask: Ask, reader: Reader) -> Callable[[Setting], Measured]:
-    """Return what measures one creature: answers, and likeness to the picture that is shown."""
+def answers(
+    ask: Ask, reader: Reader, *, shown: Ask | None = None, with_style: bool = False
+) -> Callable[[Setting], Measured]:
+    """Return what measures answers about creatures, and likeness to the pictures that are shown.
+
+    Args:
+        ask: What is asked.
+        reader: Of the prompts.
+        shown: What shows pictures where the prompts of `ask` do not, so that all rows of a claim
+            are compared with the same ones.
+        with_style: Whether a style is asked for.
+    """
 
     def measure(setting: Setting) -> Measured:
         budget, judge = setting.budget, setting.world.judge
-        asked = ask(budget.prompts, budget.seed, setting.shown_size)
+        given = (budget.prompts, budget.seed, setting.shown_size)
+        asked = ask(*given)
+        pictured = shown(*given) if shown else asked
         images = drawn(setting, asked, reader)
         real = wanted(asked, setting.size)
-        # Whatever a row's prompts show, all are compared with the same pictures.
-        shown = questions.pictured(budget.prompts, budget.seed, setting.shown_size)
         values, truth = (
-            scoring.answered(judge, one, asked) | scoring.likeness(judge, one, shown)
+            scoring.answered(judge, one, asked) | scoring.likeness(judge, one, pictured)
             for one in (images, real)
         )
-        return Measured(
-            scores=scores_of(values),
-            judge=scoring.means(truth),
-            n=len(asked),
-            picture=strip(shown, images),
-        )
-
-    return measure
-
-
-def several(ask: Ask, reader: Reader, *, with_style: bool = False) -> Callable[[Setting], Measured]:
-    """Return what measures the answers alone, of any number of creatures."""
-
-    def measure(setting: Setting) -> Measured:
-        budget, judge = setting.budget, setting.world.judge
-        asked = ask(budget.prompts, budget.seed, setting.shown_size)
-        images = drawn(setting, asked, reader)
-        real = wanted(asked, setting.size)
-        values, truth = (scoring.answered(judge, one, asked) for one in (images, real))
         if with_style:
             values["style"] = scoring.styled(judge, images, asked)
             truth["style"] = scoring.styled(judge, real, asked)
@@ -56,7 +47,7 @@ def several(ask: Ask, reader: Reader, *, with_style: bool = False) -> Callable[[
             scores=scores_of(values),
             judge=scoring.means(truth),
             n=len(asked),
-            picture=strip(asked, images),
+            picture=strip(pictured, images),
         )
 
     return measure
@@ -98,17 +89,27 @@ def _one(name: str, says: str, ask: Ask, reader: Reader) -> Experiment:
         name=f"zero-shot-{name}",
         claim="zero-shot",
         says=says,
-        measure=single(ask, reader),
+        measure=answers(ask, reader, shown=questions.pictured),
         pictures=_prompts,
     )
 
 
-def _several(name: str, says: str, ask: Ask, reader: Reader = "stage3") -> Experiment:
+def _several(name: str, says: str, ask: Ask) -> Experiment:
     return Experiment(
         name=f"several-{name}",
         claim="several",
         says=says,
-        measure=several(ask, reader, with_style=name.startswith("style")),
+        measure=answers(ask, "stage3", with_style=name.startswith("style")),
+        pictures=_prompts,
+    )
+
+
+def _several_in_words(number: str, ask: Ask, shown: Ask) -> Experiment:
+    return Experiment(
+        name=f"several-{number}-oracle",
+        claim="several",
+        says=f"{number}, all in words, own text tower",
+        measure=answers(ask, "text_encoder", shown=shown),
         pictures=_prompts,
     )
 
@@ -133,7 +134,6 @@ def _edit(kind: Edit, says: str) -> Experiment:
     )
 
 
-_IN_WORDS = {number: questions.several(number, in_words=True) for number in (3, 4)}
 _SHOWN = {number: questions.several(number) for number in (3, 4)}
 _WHEN: Mapping[str, Reader] = {"before": "stage2", "after": "stage3"}
 EXPERIMENTS = (
@@ -142,13 +142,11 @@ EXPERIMENTS = (
     _one("stage2", "picture and place, after stage 2", questions.pictured, "stage2"),
     _one("stage3", "picture and place, after stage 3", questions.pictured, "stage3"),
     _one("stage3-no-noun", "the same without `a creature`", questions.without_noun, "stage3"),
-    _several(
-        "two-oracle", "two, all in words, own text tower", questions.captioned_two, "text_encoder"
-    ),
+    _several_in_words("two", questions.captioned_two, questions.pictured_two),
     _several("two", "two pictures", questions.pictured_two),
-    _several("three-oracle", "three, all in words, own text tower", _IN_WORDS[3], "text_encoder"),
+    _several_in_words("three", questions.several(3, in_words=True), _SHOWN[3]),
     _several("three", "three pictures", _SHOWN[3]),
-    _several("four-oracle", "four, all in words, own text tower", _IN_WORDS[4], "text_encoder"),
+    _several_in_words("four", questions.several(4, in_words=True), _SHOWN[4]),
     _several("four", "four pictures, one more than in training", _SHOWN[4]),
     _several(
         "accessory-said",
@@ -180,7 +178,7 @@ EXPERIMENTS = (
             name=f"instruction-two-{when}",
             claim="instruction",
             says=f"two pictures, {when} stage 3",
-            measure=several(questions.pictured_two, reader),
+            measure=answers(questions.pictured_two, reader),
             pictures=_prompts,
         )
         for when, reader in _WHEN.items()
