@@ -52,13 +52,14 @@ from kosmosg.tokenizer import Tokenizer
 from kosmosg.toyworld import nano
 from kosmosg.toyworld.streams import stage3_stream
 from kosmosg.train.lengths import Groups, group, padding
-from kosmosg.train.loop import TrainConfig, fit
+from kosmosg.train.loop import fit
 from kosmosg.train.optim import Average, make_optimizer, set_rate
 from kosmosg.train.run import Parts, make_stage
 from kosmosg.train.stage import Stage, freeze_except, micro_batch_generator
 from kosmosg.train.stage1_language import LanguageStage
 from kosmosg.train.stage2_align import AlignStage, CaptionGroup, TextTower
 from kosmosg.train.stage3_instruct import InstructBatch, InstructConfig, InstructStage
+from kosmosg.train.trainconfig import TrainConfig
 
 PARTS = ("stage1", "stage2", "stage3", "loop", "padding")
 FULL_DEPTH = 24
