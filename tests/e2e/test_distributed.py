@@ -293,6 +293,9 @@ def test_killed_in_any_way_it_ends_as_if_undisturbed(tars, tmp_path):
     torchrun([{"run_dir": str(tmp_path / "run"), **job, "faults": faults}], restarts=6)
     struck = {"one-1", "turn-0", "write-1", "both-0", "both-1"}
     assert struck < {path.name for path in tmp_path.iterdir()}
+    attempts = {name: (tmp_path / name).read_text() for name in struck}
+    assert attempts["both-0"] == attempts["both-1"]  # neither ended for want of the other
+    assert len(set(attempts.values())) == len(faults)
     assert curve(tmp_path / "run") == curve(tmp_path / "calm")
     same_to_the_bit(tmp_path / "run", tmp_path / "calm")
     calm, run = records(tmp_path / "calm"), records(tmp_path / "run")
