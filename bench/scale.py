@@ -17,9 +17,9 @@ from dataclasses import dataclass, replace
 from kosmosg import recipes
 from kosmosg.train import arithmetic
 from kosmosg.train.arithmetic import GIB, Need
-from kosmosg.train.loop import TrainConfig
 from kosmosg.train.shapes import Sizes, mean_record
 from kosmosg.train.traffic import Traffic, Use
+from kosmosg.train.trainconfig import TrainConfig
 
 ADAM_BYTES = 28  # a parameter: weight, gradient and two moments read, all but the gradient written
 NAMES = ("stage1", "stage2", "stage3")

@@ -27,10 +27,11 @@ from scale import Link, Machine, simulate
 from kosmosg.model.mllm import MLLM
 from kosmosg.train import arithmetic
 from kosmosg.train.arithmetic import Need
-from kosmosg.train.loop import TrainConfig, fit
+from kosmosg.train.loop import fit
 from kosmosg.train.optim import OptimConfig, make_optimizer
 from kosmosg.train.shapes import Record, Sizes
 from kosmosg.train.stage1_language import LanguageConfig
+from kosmosg.train.trainconfig import TrainConfig
 
 SMALL: dict[str, Any] = {
     **{"vocab_size": 8000, "hidden_size": 512, "intermediate_size": 2048, "dropout": 0.0},

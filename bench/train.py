@@ -1,12 +1,15 @@
 """How long does a step of training take at full size, and how far is that from the machine's limit?
 
     python bench/train.py [--part stage1 stage2 stage3 loop padding] [--dtype float32 bfloat16]
-                          [--depth 24] [--threads 2] [--repeats 5]
+                          [--depth 24] [--threads 2] [--repeats 5] [--compiled]
 
 Forward and backward, random weights of the released sizes; each part and dtype in a process of its
 own. The floor is that of bench/floor.py, over the products of both passes; for stage 3, the U-Net
 forward and back to its condition alone stands for its products. bfloat16 is what a run with
 precision=bfloat16 does: what is frozen is held in it, what learns in float32.
+
+`--compiled` puts the layers through torch.compile, as a run with compiled=blocks does; the floor
+is that of the same products.
 
 `--depth` is the number of layers of the language model; AlignerNet has half as many in each stack.
 Full depth in float32 takes 11 GiB for stage 2, 15 for stage 1, 22 for stage 3.
@@ -51,14 +54,16 @@ from kosmosg.sequence import IGNORED, Batch, Encoded
 from kosmosg.tokenizer import Tokenizer
 from kosmosg.toyworld import nano
 from kosmosg.toyworld.streams import stage3_stream
+from kosmosg.train import distributed
 from kosmosg.train.lengths import Groups, group, padding
-from kosmosg.train.loop import TrainConfig, fit
+from kosmosg.train.loop import fit
 from kosmosg.train.optim import Average, make_optimizer, set_rate
 from kosmosg.train.run import Parts, make_stage
 from kosmosg.train.stage import Stage, freeze_except, micro_batch_generator
 from kosmosg.train.stage1_language import LanguageStage
 from kosmosg.train.stage2_align import AlignStage, CaptionGroup, TextTower
 from kosmosg.train.stage3_instruct import InstructBatch, InstructConfig, InstructStage
+from kosmosg.train.trainconfig import TrainConfig
 
 PARTS = ("stage1", "stage2", "stage3", "loop", "padding")
 FULL_DEPTH = 24
@@ -89,6 +94,7 @@ class Setting:
     dtype: torch.dtype
     depth: int
     repeats: int
+    compiled: bool = False
 
     def learning(self, module: nn.Module) -> Any:  # noqa: ANN401 - the module that it was given
         """Return a module made of the meta device, in float32."""
@@ -146,6 +152,13 @@ def _learned(losses: Mapping[str, Tensor]) -> Tensor:
     return torch.stack([v for name, v in losses.items() if not name.startswith("metric_")]).sum()
 
 
+def compile_blocks(model: nn.Module, setting: Setting) -> None:
+    """Put the layers through torch.compile, if the setting says so."""
+    if setting.compiled:
+        for block in distributed.blocks(model):
+            block.compile()
+
+
 def products_of(work: Callable[[], object]) -> list[Product]:
     """Return the products of one call."""
     with Recorder() as recorder:
@@ -180,7 +193,9 @@ def stage1(setting: Setting) -> dict[str, Any]:
         labels=labels.masked_fill(labels > 64000, IGNORED),
     )
     step = step_of(stage, model, batch, setting)
-    found = _measured(step, products_of(step), setting)
+    products = products_of(step)
+    compile_blocks(model, setting)
+    found = _measured(step, products, setting)
     return found | {"tokens_per_s": round(ROW / found["seconds"], 1)}
 
 
@@ -214,9 +229,11 @@ def stage2(setting: Setting) -> dict[str, Any]:
     places = torch.arange(CAPTIONS)
     batch = (CaptionGroup(sequences=sequences.batches[0], text_ids=text_ids, places=places),)
     step = step_of(stage, model, batch, setting)
+    products = products_of(step)
+    compile_blocks(model, setting)
     step()
     peak = peak_bytes(step)
-    found = _measured(step, products_of(step), setting) | {"peak_gib": round(peak / 2**30, 2)}
+    found = _measured(step, products, setting) | {"peak_gib": round(peak / 2**30, 2)}
     if setting.depth == FULL_DEPTH:
         name = str(setting.dtype).removeprefix("torch.")
         here = ORIGINAL_STAGE2_S * ORIGINAL_RATE["float32"] / (found["gemm_gflop_s"] * 1e9)
@@ -281,7 +298,9 @@ def stage3(setting: Setting) -> dict[str, Any]:
             decoder.posterior(image)
 
     others = {"U-Net alone": draw, "VAE, which a cache saves": encode, "MLLM and M": read}
-    found = _measured(step, products_of(read), setting, others)
+    products = products_of(read)
+    compile_blocks(model, setting)
+    found = _measured(step, products, setting, others)
     floor = found["floor_s"]
     others_s = found["others_s"]
     aim = AIMS["stage3"] * others_s["U-Net alone"] + floor
@@ -447,13 +466,16 @@ def main() -> None:
     parser.add_argument("--depth", type=int, default=FULL_DEPTH)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--compiled", action="store_true")
     parser.add_argument("--child", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     if options.child:
         hold_on(None)  # as `fit` does
         dtype = getattr(torch, options.dtype[0])
-        setting = Setting(dtype=dtype, depth=options.depth, repeats=options.repeats)
+        setting = Setting(
+            dtype=dtype, depth=options.depth, repeats=options.repeats, compiled=options.compiled
+        )
         measure = {"stage1": stage1, "stage2": stage2, "stage3": stage3, "loop": loop}
         measure |= {"padding": lambda _: paddings()}
         print(json.dumps(measure[options.part[0]](setting)))
@@ -463,6 +485,7 @@ def main() -> None:
         for dtype in ["float32"] if part == "padding" else options.dtype:
             words = ["--child", "--part", part, "--dtype", dtype, "--depth", str(options.depth)]
             words += ["--threads", str(options.threads), "--repeats", str(options.repeats)]
+            words += ["--compiled"] if options.compiled else []
             command = [sys.executable, __file__, *words]
             made = json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE).stdout)
             for row in made if part == "padding" else [made]:

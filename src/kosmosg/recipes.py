@@ -17,13 +17,13 @@ from kosmosg.data.rows import WEIGHTS, batch_rows
 from kosmosg.data.sources import DataConfig, SourceConfig
 from kosmosg.train import distributed
 from kosmosg.train import start as beginning
-from kosmosg.train.loop import TrainConfig
 from kosmosg.train.optim import OptimConfig
 from kosmosg.train.run import RunConfig, StageConfig, run
 from kosmosg.train.stage1_language import LanguageConfig
 from kosmosg.train.stage2_align import AlignConfig
 from kosmosg.train.stage3_instruct import InstructConfig
 from kosmosg.train.start import ModelConfig
+from kosmosg.train.trainconfig import TrainConfig
 
 # The paper freezes CLIP but for its last layer; the release adds the norm after it.
 LAST_VISION_LAYER = ("vision.clip.encoder.layers.last.*", "vision.clip.post_layernorm.*")

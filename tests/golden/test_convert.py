@@ -16,10 +16,10 @@ from kosmosg.model.image_decoder import ImageDecoder
 from kosmosg.model.kosmosg import KosmosG
 from kosmosg.sequence import Batch
 from kosmosg.tokenizer import Tokenizer
-from kosmosg.train.loop import TrainConfig
 from kosmosg.train.optim import OptimConfig
 from kosmosg.train.run import Parts, RunConfig, run
 from kosmosg.train.stage2_align import AlignConfig, AlignStage, CaptionGroup, TextTower
+from kosmosg.train.trainconfig import TrainConfig
 from toys.stages import Captions
 
 FINAL = ["checkpoint_tiny", "checkpoint_tiny_args", "checkpoint_tiny_omegaconf"]

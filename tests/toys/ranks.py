@@ -16,7 +16,8 @@ from kosmosg import checkpoint
 from kosmosg.data.shards import Shards
 from kosmosg.data.skips import Skips
 from kosmosg.errors import DataError, KosmosGError
-from kosmosg.train.loop import TrainConfig, fit
+from kosmosg.train.loop import fit
+from kosmosg.train.trainconfig import TrainConfig
 from toys.messages import Messages
 from toys.training import Pairs, Regression, net, train_config
 

@@ -6,9 +6,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from kosmosg.train.loop import TrainConfig
 from kosmosg.train.optim import EmaConfig, OptimConfig
 from kosmosg.train.stage import Draws
+from kosmosg.train.trainconfig import TrainConfig
 
 
 @dataclass(frozen=True)

@@ -10,11 +10,11 @@ from typing import Literal
 
 from kosmosg.data.sources import DataConfig
 from kosmosg.toyworld.scenes import PATTERNS, SHAPES
-from kosmosg.train.loop import TrainConfig
 from kosmosg.train.optim import EmaConfig, OptimConfig
 from kosmosg.train.stage1_language import LanguageConfig
 from kosmosg.train.stage2_align import AlignConfig
 from kosmosg.train.stage3_instruct import InstructConfig
+from kosmosg.train.trainconfig import TrainConfig
 
 FOUNDATION = ("vae", "clip", "judge", "unet")
 STAGES = ("stage1", "stage2", "stage3")

@@ -9,11 +9,11 @@ from dataclasses import dataclass, replace
 import torch
 
 from kosmosg.errors import ConfigError
-from kosmosg.train.loop import TrainConfig
 from kosmosg.train.run import StageConfig
 from kosmosg.train.shapes import PartSize, Record, Sizes, StageShapes, Tuning
 from kosmosg.train.tally import Tally
 from kosmosg.train.traffic import Passage, Passages, Traffic, Use, traffic, use
+from kosmosg.train.trainconfig import TrainConfig
 
 GIB = 2**30
 WEIGHT, GRADIENT, ADAM = 4, 4, 8  # bytes a parameter that learns: all of it in float32

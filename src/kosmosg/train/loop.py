@@ -4,8 +4,6 @@ Under torchrun each process runs it: they read different records of the same ste
 update to their parts of the weights.
 """
 
-import copy
-import functools
 import json
 import signal
 import sys
@@ -14,7 +12,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from PIL import Image
@@ -24,91 +22,36 @@ from kosmosg import checkpoint
 from kosmosg.config import to_dict
 from kosmosg.data.mixture import Stream, rank_slice, seed_of
 from kosmosg.data.skips import Skips
-from kosmosg.errors import CheckpointError, ConfigError, KosmosGError
+from kosmosg.errors import CheckpointError, KosmosGError
 from kosmosg.memory import hold_on
 from kosmosg.train import distributed
 from kosmosg.train.bysource import by_source, means, named
-from kosmosg.train.distributed import DTYPES, Precision, Ranks
+from kosmosg.train.distributed import DTYPES, Ranks
 from kosmosg.train.keeping import Keeper, restore
 from kosmosg.train.log import RunLog
 from kosmosg.train.optim import (
     Average,
-    EmaConfig,
     LossScale,
-    OptimConfig,
     make_optimizer,
     optimizer_tensors,
     room_for_optimizer,
     set_rate,
 )
+from kosmosg.train.placing import prepared, shared
 from kosmosg.train.prefetch import MicroBatch, Plan, held_out, to_device
 from kosmosg.train.rundir import open_run_dir, signals_received
 from kosmosg.train.stage import (
     CountingStage,
-    HoldingStage,
     Stage,
     buffers,
     freeze_except,
     frozen_sum,
     micro_batch_generator,
 )
+from kosmosg.train.trainconfig import MAX_BAD_IN_A_ROW, TrainConfig, check, is_even
 from kosmosg.train.workers import read_ahead
 
-_COUNTS = (
-    "steps",
-    "global_batch_size",
-    "micro_batch",
-    "keep_checkpoints",
-    "log_every",
-    "validate_every",
-    "validation_records",
-    "samples_every",
-)
-MAX_BAD_IN_A_ROW = 10
 Samples = Callable[[nn.Module, int], Image.Image]
-
-
-@dataclass(frozen=True, kw_only=True)
-class TrainConfig:
-    """One run of the loop.
-
-    `steps` counts optimiser updates of `global_batch_size` records, which are computed
-    `micro_batch` records at a time. `checkpoint_s` is in seconds; the `*_every` fields are in
-    steps. Validation takes the first `validation_records` of the validation stream, with the
-    same noise each time.
-
-    `keep_checkpoints` is how many of the last stay; `keep_every` adds one each so many steps that
-    stays for good. `data_timeout_s` is how long a step may wait for its records. `on_bad_loss` says
-    what a loss or gradient that is not finite does: `skip` leaves the update out, up to
-    `MAX_BAD_IN_A_ROW` times. `recompute` saves memory for time; `compiled` says what goes through
-    torch.compile. Of several processes, `shard_ranks` share one copy of what learns (None: all),
-    and `frozen_parts`, the model's and those beside it, are `whole` on each or `sharded` too.
-    Weights are `gathered` for a `layer` at a time, anew in each pass, or once for the `step`: fewer
-    messages and more memory.
-    """
-
-    seed: int
-    steps: int
-    global_batch_size: int
-    micro_batch: int
-    optim: OptimConfig
-    ema: EmaConfig | None
-    precision: Precision
-    device: Literal["auto", "cpu", "cuda"] = "auto"
-    checkpoint_s: float = 180.0
-    keep_checkpoints: int = 2
-    log_every: int = 10
-    validate_every: int = 100
-    validation_records: int = 64
-    samples_every: int = 1000
-    keep_every: int | None = None
-    data_timeout_s: float = 600.0
-    on_bad_loss: Literal["stop", "skip"] = "stop"
-    recompute: Literal["nothing", "blocks"] = "nothing"
-    compiled: Literal["nothing", "blocks"] = "nothing"
-    shard_ranks: int | None = None
-    frozen_parts: Literal["whole", "sharded"] = "whole"
-    gathered: Literal["layer", "step"] = "layer"
 
 
 def fit(
@@ -184,11 +127,11 @@ class _Run:
         self.given, self.config = model, config
         self.run_dir, self.ranks, self.device = run_dir, ranks, ranks.device
         freeze_except(model, stage.trainable)
-        _check(model, config, ranks)
+        check(model, config, ranks)
         self.frozen_sum = frozen_sum(model)
         self.home = next(model.parameters()).device
-        self.model = _prepared(model, config, ranks)
-        self.stage = _shared(stage, config, ranks)
+        self.model = prepared(model, config, ranks)
+        self.stage = shared(stage, config, ranks)
         self.named = {n: p for n, p in self.model.named_parameters() if p.requires_grad}
         self.optimizer = make_optimizer(config.optim, self.named.values())
         self.average = Average(config.ema, self.named) if config.ema else None
@@ -376,7 +319,7 @@ class _Run:
             return []
         size, micro_batch = self.config.validation_records, self.config.micro_batch
         share = range(size)
-        if _is_even(size, micro_batch, self.ranks.num_ranks):
+        if is_even(size, micro_batch, self.ranks.num_ranks):
             share = rank_slice(size, rank=self.ranks.rank, num_ranks=self.ranks.num_ranks)
         return held_out(self.stage, validation, share=share, count=size, micro_batch=micro_batch)
 
@@ -502,68 +445,6 @@ class _Asked:
 
     signal: int
     saves: bool
-
-
-def _prepared(model: nn.Module, config: TrainConfig, ranks: Ranks) -> nn.Module:
-    """Return what trains: the model on its device, or a copy that is sharded or otherwise changed.
-
-    The caller's own model keeps its plain modules, so that it can be used and saved afterwards.
-    """
-    is_plain = config.recompute == config.compiled == "nothing"
-    if ranks.num_ranks == 1 and is_plain:
-        return model.to(ranks.device)
-    model = copy.deepcopy(model).to(ranks.device)
-    if config.recompute == "blocks":
-        distributed.recompute_blocks(model)
-    if config.compiled == "blocks":
-        for block in distributed.blocks(model):
-            block.compile()
-    if ranks.num_ranks > 1:
-        distributed.shard(
-            model,
-            ranks,
-            precision=config.precision,
-            frozen=config.frozen_parts,
-            gathered=config.gathered,
-        )
-    return model
-
-
-def _shared(stage: Stage, config: TrainConfig, ranks: Ranks) -> Stage:
-    """Return the stage, or one like it that shares its own frozen parts with other ranks."""
-    if ranks.num_ranks == 1 or config.frozen_parts == "whole":
-        return stage
-    if not isinstance(stage, HoldingStage):
-        return stage
-    return stage.sharded(functools.partial(distributed.shard_frozen, ranks=ranks))
-
-
-def _check(model: nn.Module, config: TrainConfig, ranks: Ranks) -> None:
-    for name, parameter in model.named_parameters():
-        if parameter.requires_grad and parameter.dtype != torch.float32:
-            raise ConfigError(
-                f"{name} is {parameter.dtype}; what learns must be float32 (model.float()), and"
-                " precision=bfloat16 then computes in bfloat16"
-            )
-    for name in _COUNTS:
-        if getattr(config, name) < 1:
-            raise ConfigError(f"{name} = {getattr(config, name)}; it must be at least 1")
-    if not 0 <= config.seed < 2**63:
-        raise ConfigError(f"seed = {config.seed}; it must lie between 0 and 2**63 - 1")
-    if not _is_even(config.global_batch_size, config.micro_batch, ranks.num_ranks):
-        raise ConfigError(
-            f"global_batch_size = {config.global_batch_size} in pieces of {config.micro_batch}"
-            f" gives {ranks.num_ranks} processes unequal numbers of pieces; make it a multiple of"
-            f" {ranks.num_ranks}"
-        )
-
-
-def _is_even(size: int, micro_batch: int, num_ranks: int) -> bool:
-    """Return whether all ranks cut their slices of `size` records into as many pieces."""
-    if num_ranks > size:
-        return False
-    slices = (rank_slice(size, rank=rank, num_ranks=num_ranks) for rank in range(num_ranks))
-    return len({-(-len(one) // micro_batch) for one in slices}) == 1
 
 
 def _learned(terms: Mapping[str, Tensor]) -> Tensor:

@@ -16,7 +16,7 @@ from kosmosg.model.kosmosg import KosmosG
 from kosmosg.model.mllm import MLLM
 from kosmosg.tokenizer import Tokenizer
 from kosmosg.train.cache import TensorCache, fingerprint
-from kosmosg.train.loop import Samples, TrainConfig, fit
+from kosmosg.train.loop import Samples, fit
 from kosmosg.train.stage import Stage
 from kosmosg.train.stage1_language import LanguageConfig, LanguageStage
 from kosmosg.train.stage2_align import (
@@ -27,6 +27,7 @@ from kosmosg.train.stage2_align import (
     TextTower,
 )
 from kosmosg.train.stage3_instruct import InstructConfig, InstructStage
+from kosmosg.train.trainconfig import TrainConfig
 
 StageConfig: TypeAlias = LanguageConfig | AlignConfig | AlignPicturesConfig | InstructConfig
 

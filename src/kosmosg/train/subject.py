@@ -33,7 +33,7 @@ from kosmosg.model.mllm import MLLM
 from kosmosg.sequence import Prompt
 from kosmosg.tokenizer import Tokenizer
 from kosmosg.train.loading import load_decoder, load_part, with_reconstruction
-from kosmosg.train.loop import TrainConfig, fit
+from kosmosg.train.loop import fit
 from kosmosg.train.optim import OptimConfig
 from kosmosg.train.readiness import missing_data
 from kosmosg.train.run import Parts, RunConfig, check_shared, make_stage
@@ -41,6 +41,7 @@ from kosmosg.train.rundir import SHARDS_NAME
 from kosmosg.train.shapes import Tuning, mean_record
 from kosmosg.train.stage3_instruct import InstructConfig, InstructStage
 from kosmosg.train.stage_subject import BesideStream, SubjectStage
+from kosmosg.train.trainconfig import TrainConfig
 
 PLACE = "{}"
 MAX_PICTURES = 64

@@ -17,9 +17,10 @@ from kosmosg.model.kosmosg import KosmosG
 from kosmosg.sequence import Batch
 from kosmosg.tokenizer import Tokenizer
 from kosmosg.train.log import read_log
-from kosmosg.train.loop import TrainConfig, fit
+from kosmosg.train.loop import fit
 from kosmosg.train.optim import OptimConfig
 from kosmosg.train.stage2_align import AlignStage, CaptionGroup, TextTower, squared_error
+from kosmosg.train.trainconfig import TrainConfig
 from kosmosg.verify.compare import TAP, TOLERANCE, Case, Check, Value, difference, near, read_case
 from kosmosg.verify.golden import Golden, read_json
 from kosmosg.verify.states import read, taps
