@@ -29,12 +29,16 @@ from toys.stages import toy_sizes, toys
 TESTS = Path(__file__).parents[1]
 
 
-def torchrun(jobs: list[dict[str, Any]], *, restarts: int = 0) -> str:
-    """Do the jobs in two processes; return what they wrote to stderr."""
+def torchrun(jobs: list[dict[str, Any]], *, restarts: int = 0, processes: int = 2) -> str:
+    """Do the jobs in so many processes; return what they wrote to stderr."""
     environment = os.environ | {"PYTHONPATH": f"{TESTS}:{TESTS.parent / 'src'}"}
     environment["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] = "1"
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
-    command += ["--nproc-per-node=2", f"--max-restarts={restarts}", "--monitor-interval=0.1"]
+    command += [
+        f"--nproc-per-node={processes}",
+        f"--max-restarts={restarts}",
+        "--monitor-interval=0.1",
+    ]
     done = subprocess.run(
         [*command, "-m", "toys.ranks", json.dumps(jobs)],
         env=environment,
@@ -150,6 +154,15 @@ def test_two_processes_lose_as_one_does(together, alone, name):
     for key, value in one.items():
         if not key.endswith("k_proj.bias"):  # its gradient is rounding alone, which Adam enlarges
             torch.testing.assert_close(value, two[key], atol=1e-5, rtol=0, msg=key)
+
+
+def test_two_copies_in_two_shards_each_lose_as_one_process_does(alone, tmp_path):
+    """Four processes: shards within a pair, copies between the pairs."""
+    torchrun([{"run_dir": str(tmp_path / "four"), "stage": 3, "shard_ranks": 2}], processes=4)
+    ranks.train_stage(alone / "beside four", 3)
+    for term in ("loss", "grad_norm", "validation_loss"):
+        expected = curve(alone / "beside four", term)
+        assert curve(tmp_path / "four", term) == pytest.approx(expected, abs=1e-6)
 
 
 @pytest.fixture(scope="module")
@@ -293,6 +306,9 @@ def test_killed_in_any_way_it_ends_as_if_undisturbed(tars, tmp_path):
     torchrun([{"run_dir": str(tmp_path / "run"), **job, "faults": faults}], restarts=6)
     struck = {"one-1", "turn-0", "write-1", "both-0", "both-1"}
     assert struck < {path.name for path in tmp_path.iterdir()}
+    attempts = {name: (tmp_path / name).read_text() for name in struck}
+    assert attempts["both-0"] == attempts["both-1"]  # neither ended for want of the other
+    assert len(set(attempts.values())) == len(faults)
     assert curve(tmp_path / "run") == curve(tmp_path / "calm")
     same_to_the_bit(tmp_path / "run", tmp_path / "calm")
     calm, run = records(tmp_path / "calm"), records(tmp_path / "run")

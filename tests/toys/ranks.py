@@ -4,6 +4,7 @@ import json
 import os
 import resource
 import sys
+import time
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -109,7 +110,8 @@ class Fault:
 
     Number 0 is no signal but an error of the data.
 
-    A mark is left before, since the process that starts anew must not do it again.
+    A mark is left before, since the process that starts anew must not do it again: of which attempt
+    of torchrun's it was.
     """
 
     mark: str
@@ -118,10 +120,14 @@ class Fault:
     step: int | None = None
 
     def strike(self) -> None:
-        mark = f"{self.mark}-{RANK}"
-        if RANK in self.ranks and not os.path.exists(mark):
-            Path(mark).touch()
-            os.kill(MAIN, self.number)
+        marks = {rank: Path(f"{self.mark}-{rank}") for rank in self.ranks}
+        if RANK not in marks or marks[RANK].exists():
+            return
+        marks[RANK].write_text(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))
+        patience = time.monotonic() + 60
+        while not all(mark.exists() for mark in marks.values()) and time.monotonic() < patience:
+            time.sleep(0.01)  # so that several are struck at once
+        os.kill(MAIN, self.number)
 
 
 class Faulty:

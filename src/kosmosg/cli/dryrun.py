@@ -6,21 +6,23 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from kosmosg.recipes import Recipe
     from kosmosg.train.arithmetic import Need
-    from kosmosg.train.shapes import Record
+    from kosmosg.train.shapes import Record, Tuning
 
 
-def tables(recipe: "Recipe", *, gpus: int, kind: str, utilisation: float) -> str:
-    """Return the tables of a run on so many GPUs of a kind.
+def tables(
+    recipe: "Recipe", *, gpus: int, kind: str, utilisation: float, tuning: "Tuning | None" = None
+) -> str:
+    """Return the tables of a run, or of a subject's tuning, on so many GPUs of a kind.
 
     Raises:
         ConfigError: If the kind or a number cannot be, or the recipe contradicts itself.
     """
     from kosmosg.train.arithmetic import need, rate_of
     from kosmosg.train.readiness import sizes
-    from kosmosg.train.shapes import mean_record
+    from kosmosg.train.shapes import SUBJECT, mean_record
 
     rate_of(kind, recipe.train.precision)  # a wrong name is told before the seconds of counting
-    record = mean_record(recipe.stage, recipe.data)
+    record = mean_record(recipe.stage, recipe.data) if tuning is None else SUBJECT
     found = sizes(init=recipe.init, model=recipe.model)
     needed = need(
         recipe.stage,
@@ -29,6 +31,7 @@ def tables(recipe: "Recipe", *, gpus: int, kind: str, utilisation: float) -> str
         record=record,
         gpus=gpus,
         num_sources=0 if recipe.data is None else len(recipe.data.sources),
+        tuning=tuning,
     )
     parts: list[tuple[str, ...]] = [
         ("model", "learns", "frozen"),

@@ -1,6 +1,6 @@
 """`kosmosg train subject`: an adapter for one subject from a few pictures of it."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 from kosmosg.errors import ConfigError
 
 if TYPE_CHECKING:
+    from kosmosg.recipes import Recipe
+    from kosmosg.train.shapes import Tuning
     from kosmosg.train.subject import SubjectConfig
 
 RECIPE = "subject"
@@ -21,6 +23,7 @@ def tune(
     output: Path | None,
     resume: bool,
     print_config: bool,
+    needs: "Callable[[Recipe, Tuning, list[str]], None] | None",
 ) -> None:
     """Tune to one subject, or print with what configuration; print the adapter's path.
 
@@ -31,6 +34,7 @@ def tune(
         output: The run's directory.
         resume: Continue a stopped run.
         print_config: Train nothing.
+        needs: Tells what it takes and what is missing, for a dry run; None: train.
 
     Raises:
         ConfigError: If there is no picture or no directory, or a change is wrong.
@@ -47,6 +51,12 @@ def tune(
     config = config if name is None else replace(config, name=name)
     if print_config:
         print(configuration.to_yaml(config).rstrip())
+        return
+    if needs is not None:
+        from kosmosg.recipes import Recipe
+
+        recipe = Recipe(stage=config.stage, train=config.train, init=config.init)
+        needs(recipe, subject.tuning(config), subject.missing(config))
         return
     if output is None:
         raise ConfigError("name the directory of the run, which gets the adapter: -o RUN")

@@ -1,9 +1,10 @@
 """`kosmosg train`: run a recipe, changed by field paths; stop and resume it."""
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import fields, replace
 from difflib import get_close_matches
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -16,6 +17,7 @@ from kosmosg.errors import ConfigError
 if TYPE_CHECKING:
     from kosmosg.recipes import Recipe
     from kosmosg.toyworld.nano import NanoConfig
+    from kosmosg.train.shapes import Tuning
 
     Config = NanoConfig | Recipe
 
@@ -102,8 +104,8 @@ def train(
         bool,
         typer.Option(
             "--dry-run",
-            help="Print what a full-size run needs: parameters, memory, FLOPs, hours; then name "
-            "data and weights that are missing, if any (exit 2). Train nothing.",
+            help="Print what a full-size run, or a subject's, needs: parameters, memory, FLOPs, "
+            "hours; then name what is missing, if anything (exit 2). Train nothing.",
         ),
     ] = False,
     gpus: Annotated[int, typer.Option(min=1, help="How many, for --dry-run.")] = 8,
@@ -144,7 +146,10 @@ def train(
     from kosmosg.recipes import Recipe
 
     words = [*(changes or []), *([] if device is None else [f"device={device}"])]
+    tell = partial(_tell, gpus=gpus, kind=gpu_kind, utilisation=utilisation) if dry_run else None
     if recipe == subject.RECIPE:
+        others = {"run-dir": run_dir, "workspace": workspace, "leg": leg != 1, "scale": scale != 1}
+        _refuse(recipe, "of other recipes", others)
         subject.tune(
             words,
             pictures=pictures or (),
@@ -152,6 +157,7 @@ def train(
             output=output,
             resume=resume,
             print_config=print_config,
+            needs=tell,
         )
         return
     if pictures or name or output:
@@ -166,8 +172,8 @@ def train(
     if print_config:
         print("\n---\n".join(configuration.to_yaml(config).rstrip() for config in configs))
         return
-    if full and dry_run:
-        _tell(configs, gpus=gpus, kind=gpu_kind, utilisation=utilisation)
+    if tell:
+        _dry_run(configs, tell)
         return
     if full:
         print(_train_full(configs, run_dir or Path("runs") / Path(recipe).stem, resume=resume))
@@ -195,19 +201,32 @@ def _train_full(configs: "list[Config]", run_dir: Path, *, resume: bool) -> Path
     return recipes.train(config, run_dir, resume=resume)
 
 
-def _tell(configs: "list[Config]", *, gpus: int, kind: str, utilisation: float) -> None:
-    """Print a run's needs, then what is missing; end with 2 if anything is."""
-    from kosmosg.cli.dryrun import tables
+def _dry_run(configs: "list[Config]", tell: "Callable[[Recipe, None, list[str]], None]") -> None:
     from kosmosg.recipes import Recipe
     from kosmosg.train.readiness import missing
 
     (recipe,) = configs
     assert isinstance(recipe, Recipe)
-    print(tables(recipe, gpus=gpus, kind=kind, utilisation=utilisation))
     lines = missing(recipe.stage, init=recipe.init, data=recipe.data, model=recipe.model)
-    for line in lines:
+    tell(recipe, None, lines)
+
+
+def _tell(
+    recipe: "Recipe",
+    tuning: "Tuning | None",
+    missing: Sequence[str],
+    *,
+    gpus: int,
+    kind: str,
+    utilisation: float,
+) -> None:
+    """Print a run's needs, then what is missing; end with 2 if anything is."""
+    from kosmosg.cli.dryrun import tables
+
+    print(tables(recipe, gpus=gpus, kind=kind, utilisation=utilisation, tuning=tuning))
+    for line in missing:
         print(f"missing: {line}", file=sys.stderr)
-    if lines:
+    if missing:
         raise typer.Exit(2)
 
 

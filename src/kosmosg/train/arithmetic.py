@@ -10,7 +10,7 @@ import torch
 
 from kosmosg.errors import ConfigError
 from kosmosg.train.run import StageConfig
-from kosmosg.train.shapes import PartSize, Record, Sizes, StageShapes
+from kosmosg.train.shapes import PartSize, Record, Sizes, StageShapes, Tuning
 from kosmosg.train.tally import Tally
 from kosmosg.train.traffic import Passage, Passages, Traffic, Use, traffic, use
 from kosmosg.train.trainconfig import TrainConfig
@@ -101,11 +101,12 @@ def need(
     record: Record,
     gpus: int,
     num_sources: int = 1,
+    tuning: Tuning | None = None,
 ) -> Need:
-    """Return what one stage needs on so many GPUs.
+    """Return what one stage, or with `tuning` a subject's adapter, needs on so many GPUs.
 
-    What learns is sharded over them, what is frozen stands on each in the precision of the
-    products, or is sharded too (`frozen_parts`).
+    What learns is sharded over them, what is frozen stands on each, or is sharded too
+    (`frozen_parts`).
 
     Raises:
         ConfigError: If there are more GPUs than records in a step, they cannot be grouped as the
@@ -116,7 +117,8 @@ def need(
             f"{gpus} GPUs for steps of {train.global_batch_size} records; each needs at least one"
         )
     share = -(-train.global_batch_size // gpus)
-    counted = count(stage, train, sizes, record=record, records=min(train.micro_batch, share))
+    records = min(train.micro_batch, share)
+    counted = count(stage, train, sizes, record=record, records=records, tuning=tuning)
     return shared_out(counted, train, gpus=gpus, num_sources=num_sources)
 
 
@@ -131,7 +133,13 @@ class Counted:
 
 
 def count(
-    stage: StageConfig, train: TrainConfig, sizes: Sizes, *, record: Record, records: int
+    stage: StageConfig,
+    train: TrainConfig,
+    sizes: Sizes,
+    *,
+    record: Record,
+    records: int,
+    tuning: Tuning | None = None,
 ) -> Counted:
     """Return what a micro-batch of so many records takes.
 
@@ -139,7 +147,7 @@ def count(
         ConfigError: If a pattern of the stage matches nothing.
     """
     dtype = torch.float32 if train.precision == "float32" else torch.bfloat16
-    run = StageShapes(stage, sizes, dtype)
+    run = StageShapes(stage, sizes, dtype, tuning)
     tally = Tally(run.modules)
     passages = Passages(run.units(train.frozen_parts), lambda: tally.flops)
     with tally, passages:
@@ -207,7 +215,7 @@ def _memory(
     micro-batch lets them be added up.
     """
     parts, itemsize = run.sizes(), run.dtype.itemsize
-    learns, frozen = sum(part.learns for part in parts), sum(part.frozen for part in parts)
+    learns = sum(part.learns for part in parts)
     called = [use for use in uses if use.passages]
     weights = [(use.weights, use.unit.kept or use.stays) for use in called]
     gradients = [(use.whole_gradients, use.unit.kept) for use in called]
@@ -225,7 +233,7 @@ def _memory(
         "optimizer": learns * ADAM // gpus,
         "average": learns * WEIGHT // gpus if train.ema else 0,
         "gathered": gathered,
-        "frozen": frozen * itemsize // (gpus if train.frozen_parts == "sharded" else 1),
+        "frozen": run.frozen_bytes // (gpus if train.frozen_parts == "sharded" else 1),
     }
 
 

@@ -1,11 +1,12 @@
 """Whether a run can begin: what is missing, and the sizes of what is there. No weights are read."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from kosmosg import release
 from kosmosg.data.converted import check_format, own_folder
-from kosmosg.data.sources import DataConfig, find_tars
+from kosmosg.data.sources import DataConfig, SourceConfig, find_tars
 from kosmosg.errors import CheckpointError, ConfigError
 from kosmosg.train.run import StageConfig
 from kosmosg.train.shapes import Sizes
@@ -19,26 +20,38 @@ def missing(
 ) -> list[str]:
     """Return what `start` would not find, one line each with what to do; nothing: all is there."""
     return [
-        *_missing_data(data),
+        *missing_data(data),
         *_missing_model(stage, init, model),
         *_missing_beside(stage, init, model),
     ]
 
 
-def _missing_data(data: DataConfig | None) -> list[str]:
+def missing_data(data: DataConfig | None, *, field: str = "data") -> list[str]:
+    """Return which records would not be found, held-out ones too; `field` is their place."""
     if data is None or not data.sources:
-        return ["no data is named; name a folder or tars: data.sources.NAME.paths=FOLDER"]
+        return [f"no data is named; name a folder or tars: {field}.sources.NAME.paths=FOLDER"]
+    return [
+        *_missing_sources(data.sources, f"{field}.sources", may_be_own=True),
+        *_missing_sources(data.validation, f"{field}.validation", may_be_own=False),
+    ]
+
+
+def _missing_sources(
+    sources: Mapping[str, SourceConfig], field: str, *, may_be_own: bool
+) -> list[str]:
+    """Return a line for each source that is not there; it `may_be_own`, a user's own folder."""
     lines = []
-    for name, source in data.sources.items():
+    for name, source in sources.items():
         try:
-            paths = source.each_path()
-            folders = [folder for path in paths if (folder := own_folder(path)) is not None]
+            own = {path: own_folder(path) for path in source.each_path() if may_be_own}
+            folders = [folder for folder in own.values() if folder is not None]
             for folder in folders:
                 check_format(folder, name)
-            if len(folders) < len(paths):
-                find_tars([path for path in paths if own_folder(path) is None], name=name)
+            tars = [path for path in source.each_path() if own.get(path) is None]
+            if tars or not folders:
+                find_tars(tars, name=name)
         except ConfigError as error:
-            lines.append(f"{error}: data.sources.{name}.paths=FOLDER")
+            lines.append(f"{error}: {field}.{name}.paths=FOLDER")
     return lines
 
 

@@ -1,6 +1,7 @@
 """Each stage's products in shape alone: its parts on torch's meta device, run without weights."""
 
 from collections.abc import Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -11,6 +12,8 @@ from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel
 
+from kosmosg import adapter
+from kosmosg.adapter import AdapterConfig
 from kosmosg.convert.sizes import TEXT_ENCODER, UNET, VAE
 from kosmosg.data.sources import DataConfig
 from kosmosg.model.alignernet import AlignerNet
@@ -54,6 +57,8 @@ RECORDS: Mapping[str, Record] = {
     "constructed": Record(positions=153, pictures=2.0),
     "edits": Record(positions=85, pictures=1.0),
 }
+# A picture of the subject and a few words: "a photo of my dog", with the picture's own.
+SUBJECT = Record(positions=85, pictures=1.0)
 # What a source of another name is taken to hold.
 USUAL = {
     "language": "interleaved",
@@ -78,6 +83,18 @@ def mean_record(stage: StageConfig, data: DataConfig | None) -> Record:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Tuning:
+    """What tuning to a subject adds to stage 3: an adapter, and prompts whose conditions are kept.
+
+    `beside` prompts that hold `kept` come on each of the subject, and the null prompt on all.
+    """
+
+    adapter: AdapterConfig
+    beside: int = 0
+    kept: Record = RECORDS["constructed"]
+
+
+@dataclass(frozen=True, kw_only=True)
 class PartSize:
     """How many numbers of a part learn, and how many do not."""
 
@@ -93,13 +110,16 @@ class StageShapes:
         stage: What learns, and from which loss.
         sizes: Of the parts.
         dtype: Of every weight and product.
+        tuning: To a subject, over stage 3.
 
     Raises:
         ConfigError: If a pattern of the stage matches nothing.
     """
 
-    def __init__(self, stage: StageConfig, sizes: Sizes, dtype: torch.dtype) -> None:
-        self.stage, self.dtype = stage, dtype
+    def __init__(
+        self, stage: StageConfig, sizes: Sizes, dtype: torch.dtype, tuning: Tuning | None = None
+    ) -> None:
+        self.stage, self.dtype, self.tuning = stage, dtype, tuning
         kind = stage.kind
         arguments = {**sizes.aligner, "with_reconstruction": kind == "align"}
         with torch.device("meta"):
@@ -110,8 +130,10 @@ class StageShapes:
             self.vae = _made(AutoencoderKL, sizes.vae) if instructs else None
             aligns = kind in {"align", "align_pictures"}
             text = CLIPTextModel(CLIPTextConfig(**sizes.text_encoder)) if aligns else None
+            model = self.mllm if self.aligner is None else KosmosG(self.mllm, self.aligner)
+            if tuning is not None and isinstance(model, KosmosG):
+                adapter.add(model, tuning.adapter)
         self.text_encoder = text
-        model = self.mllm if self.aligner is None else KosmosG(self.mllm, self.aligner)
         beside = [part for part in (self.unet, self.vae, text) if part is not None]
         self.modules: list[nn.Module] = [model, *beside]
         for part in self.modules:
@@ -119,7 +141,7 @@ class StageShapes:
         for part in beside:
             part.requires_grad_(False).eval()
         freeze_except(model, stage.trainable)
-        model.train()
+        model.train(tuning is None)
         if isinstance(stage, AlignConfig) and stage.mllm == "eval":
             self.mllm.eval()
 
@@ -145,6 +167,19 @@ class StageShapes:
             for name, modules in named.items()
             if modules
         )
+
+    @property
+    def frozen_bytes(self) -> int:
+        """Return what all that does not learn takes on one GPU.
+
+        What stands beside the model is held in the type of the products, and so is the model where
+        none of its own weights learn; else the vision tower's first layers are float32 like the
+        last.
+        """
+        model, *beside = (_count(module, learns=False) for module in self.modules)
+        if not isinstance(self.stage, AlignConfig) and self.tuning is None:
+            return model * torch.float32.itemsize + sum(beside) * self.dtype.itemsize
+        return (model + sum(beside)) * self.dtype.itemsize
 
     def units(self, frozen: Literal["whole", "sharded"]) -> list[Unit]:
         """Return what travels together where several GPUs share the weights."""
@@ -181,7 +216,7 @@ class StageShapes:
     def loss(self, count: int, record: Record) -> Tensor:
         """Return the loss of so many records; what it took is `Tally`'s to count."""
         pictures = round(count * record.pictures)
-        hidden_states, mask = self._read(count, record.positions)
+        hidden_states, mask = self._read(count, record.positions, pictures=pictures)
         total = self._pictures(pictures) if pictures else self._zeros(1).sum()
         match self.stage:
             case LanguageConfig():
@@ -192,7 +227,8 @@ class StageShapes:
                 labels = torch.zeros(len(logits), dtype=torch.long, device="meta")
                 return total + F.cross_entropy(logits, labels, reduction="sum")
             case InstructConfig():
-                return total + self._noise_error(count, hidden_states, mask)
+                total = total + self._noise_error(count, hidden_states, mask)
+                return total if self.tuning is None else total + self._kept_error(count)
         assert self.aligner is not None  # stage 2 has one
         assert self.text_encoder is not None
         embeds = self.aligner(hidden_states, mask)
@@ -205,10 +241,16 @@ class StageShapes:
         restored = self.aligner.reconstruct(embeds, record.positions, mask)
         return total + (restored - hidden_states).square().sum()
 
-    def _read(self, count: int, positions: int) -> tuple[Tensor, Tensor]:
+    def _read(self, count: int, positions: int, *, pictures: int = 0) -> tuple[Tensor, Tensor]:
         ids = torch.zeros(count, positions, dtype=torch.long, device="meta")
         mask = torch.ones_like(ids, dtype=torch.bool)
-        return self.mllm(ids, mask), mask
+        with ExitStack() as held:
+            # Gradients go on to the latents of pictures, which the layers' own norms, where they
+            # learn, ask for anyway.
+            if pictures and self.tuning is not None and torch.is_grad_enabled():
+                hook = self.mllm.embed_tokens.register_forward_hook(_learned_through)
+                held.callback(hook.remove)
+            return self.mllm(ids, mask), mask
 
     def _pictures(self, count: int) -> Tensor:
         """Return a sum over the latents of pictures, whose gradient costs what that of slots does.
@@ -235,8 +277,26 @@ class StageShapes:
         noise_pred = self.unet(noise, timesteps, embeds, return_dict=False)[0]
         return (noise_pred.float() - noise).square().sum()
 
+    def _kept_error(self, count: int) -> Tensor:
+        assert self.tuning is not None
+        held = self.tuning.kept if self.tuning.beside else Record(positions=1, pictures=0.0)
+        prompts = count * self.tuning.beside
+        with torch.no_grad(), adapter.left_out(self.modules[0]):
+            wanted = self._condition(prompts + 1, held.positions, round(prompts * held.pictures))
+        kept = self._condition(prompts + 1, held.positions, round(prompts * held.pictures))
+        return (kept - wanted).square().sum()
+
+    def _condition(self, count: int, positions: int, pictures: int) -> Tensor:
+        assert self.aligner is not None
+        embeds = self.aligner(*self._read(count, positions, pictures=pictures))
+        return embeds + self._pictures(pictures) if pictures else embeds
+
     def _zeros(self, *shape: int) -> Tensor:
         return torch.zeros(*shape, dtype=self.dtype, device="meta")
+
+
+def _learned_through(_module: nn.Module, _given: Any, result: Tensor) -> Tensor:  # noqa: ANN401
+    return result.requires_grad_()
 
 
 def _count(module: nn.Module, *, learns: bool) -> int:

@@ -35,7 +35,7 @@ from kosmosg.train.stage1_language import LanguageConfig
 from kosmosg.train.stage2_align import AlignConfig
 from kosmosg.train.stage3_instruct import InstructConfig
 
-_FROZEN_PARTS = frozenset({"aligner", "unet", "vae", "scheduler", towers.FOLDER})
+_FROZEN_PARTS = frozenset({"mllm", "aligner", "unet", "vae", "scheduler", towers.FOLDER})
 NUM_SAMPLES = 8
 # Of a released part these may be others than it was made with; the rest are its weights' shapes.
 DROPOUTS = frozenset({"dropout", "attention_dropout", "resampler_dropout"})
@@ -49,7 +49,7 @@ class ModelConfig:
     the released sizes. `clip` is a directory of CLIP's vision tower, `base` one of Stable
     Diffusion 1.5 (for its U-Net and VAE a file will do), `tokenizer` one of the tokenizer. `new`
     are parts to be made although a released model is given. `frozen` is the type of the U-Net, the
-    VAE and the text tower: `auto` is bfloat16 where there is a GPU.
+    VAE, the text tower and stage 2's language model: `auto` is bfloat16 where there is a GPU.
     """
 
     mllm: Mapping[str, Any] = field(default_factory=dict)
@@ -70,7 +70,9 @@ def start(
     seed: int,
     run_dir: Path | None = None,
 ) -> Parts:
-    """Return what a stage works with: a model in float32, its data, and what is frozen beside it.
+    """Return what a stage works with: a model, its data, and what is frozen beside it.
+
+    The model is float32, but for the language model of stage 2, which is frozen as a whole.
 
     A part comes from the released model if that has it. Stage 1 makes a new MLLM without one, stage
     2 an AlignerNet; its N is new unless the release has it (`kosmosg convert
@@ -100,10 +102,16 @@ def start(
     tokenizer = load_tokenizer(directory, model)
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        mllm = load_mllm(directory, model, tokenizer, may_make=isinstance(stage, LanguageConfig))
+        aligns = isinstance(stage, AlignConfig)  # so that nothing of the language model learns
+        mllm = load_mllm(
+            directory,
+            model,
+            tokenizer,
+            may_make=isinstance(stage, LanguageConfig),
+            dtype=frozen_type(model) if aligns else torch.float32,
+        )
         reader: MLLM | KosmosG = mllm
         if not isinstance(stage, LanguageConfig):
-            aligns = isinstance(stage, AlignConfig)
             aligner = _aligner(directory, model, mllm, may_make=aligns)
             reader = KosmosG(mllm, with_reconstruction(aligner, wanted=aligns))
     if run_dir is not None:
@@ -152,9 +160,14 @@ def load_tokenizer(directory: Path | None, model: ModelConfig) -> Tokenizer:
 
 
 def load_mllm(
-    directory: Path | None, model: ModelConfig, tokenizer: Tokenizer, *, may_make: bool
+    directory: Path | None,
+    model: ModelConfig,
+    tokenizer: Tokenizer,
+    *,
+    may_make: bool,
+    dtype: torch.dtype,
 ) -> MLLM:
-    """Return the release's MLLM in float32, or a new one with CLIP's vision tower.
+    """Return the release's MLLM in this type, or a new one in float32 with CLIP's vision tower.
 
     Raises:
         CheckpointError: If it is neither there nor may be made, or CLIP's is of other sizes.
@@ -166,19 +179,19 @@ def load_mllm(
                 f"model.mllm.{min(sizes)}: {directory} has an MLLM of its own sizes; leave it out,"
                 " or make a new one: model.new=[mllm]"
             )
-        return load_part(MLLM, directory, "mllm", torch.float32, **model.mllm)
+        return load_part(MLLM, directory, "mllm", dtype, **model.mllm)
     if not (may_make or "mllm" in model.new):
         raise CheckpointError(_lacks(directory, "mllm", "stage 1"))
+    if model.clip is None:
+        raise ConfigError(
+            "a new MLLM sees through CLIP's vision tower; name a directory of it (ViT-L/14 for the"
+            " released sizes): model.clip=DIR"
+        )
     made = _made(MLLM, "mllm", {"vocab_size": tokenizer.vocab_size} | dict(model.mllm))
     if made.config["vocab_size"] != tokenizer.vocab_size:
         raise ConfigError(
             f"model.mllm.vocab_size is {made.config['vocab_size']} and the tokenizer has"
             f" {tokenizer.vocab_size} ids; leave it out"
-        )
-    if model.clip is None:
-        raise ConfigError(
-            "a new MLLM sees through CLIP's vision tower; name a directory of it (ViT-L/14 for the"
-            " released sizes): model.clip=DIR"
         )
     load_vision(made.vision, Path(model.clip))
     return made
@@ -269,9 +282,9 @@ def frozen_type(model: ModelConfig) -> torch.dtype:
 def export(parts: Parts, out: Path, *, init: Path | None) -> None:
     """Write what a stage has made as a directory that `init` takes, and `generate --model` too.
 
-    What did not learn is copied from `init`; what else lies there (a card, sums) stays behind.
-    Trained parts are float32, as they were trained. After stages 1 and 2 of a new model there is
-    no image decoder to generate with yet.
+    What did not learn is copied from `init`, as it is there; what else lies there (a card, sums)
+    stays behind. Trained parts are float32, as they were trained. After stages 1 and 2 of a new
+    model there is no image decoder to generate with yet.
 
     Args:
         parts: What `start` returned, after the run.
@@ -286,6 +299,12 @@ def export(parts: Parts, out: Path, *, init: Path | None) -> None:
     if isinstance(model, KosmosG):
         trained = {"mllm": model.mllm, "aligner": model.aligner}
     source = None if init is None else release.find(str(init))
+    # Whoever holds a part in less than float32 learns nothing in it: `init` has all its digits.
+    trained = {
+        name: part
+        for name, part in trained.items()
+        if source is None or next(part.parameters()).dtype == torch.float32
+    }
     try:
         with release.replacing(out) as made:
             parts.tokenizer.save_pretrained(made / "tokenizer")

@@ -25,7 +25,7 @@ from kosmosg.data.compose import DROP_PROBABILITY, Composed
 from kosmosg.data.converted import with_shards
 from kosmosg.data.mixture import Stream, seed_of
 from kosmosg.data.sources import DataConfig, open_stream
-from kosmosg.errors import ConfigError, PromptError
+from kosmosg.errors import CheckpointError, ConfigError, PromptError
 from kosmosg.images import open_image
 from kosmosg.model.alignernet import AlignerNet
 from kosmosg.model.kosmosg import KosmosG
@@ -35,8 +35,10 @@ from kosmosg.tokenizer import Tokenizer
 from kosmosg.train.loading import load_decoder, load_part, with_reconstruction
 from kosmosg.train.loop import fit
 from kosmosg.train.optim import OptimConfig
+from kosmosg.train.readiness import missing_data
 from kosmosg.train.run import Parts, RunConfig, check_shared, make_stage
 from kosmosg.train.rundir import SHARDS_NAME
+from kosmosg.train.shapes import Tuning, mean_record
 from kosmosg.train.stage3_instruct import InstructConfig, InstructStage
 from kosmosg.train.stage_subject import BesideStream, SubjectStage
 from kosmosg.train.trainconfig import TrainConfig
@@ -75,7 +77,7 @@ def subject() -> SubjectConfig:
     """Return the tuning of one subject: on nano one to two minutes of one core.
 
     Command: `kosmosg train subject --pictures 1.jpg 2.jpg --name "my dog" init=DIR -o RUN`. At full
-    size one GPU of 24 GB does (docs/training.md has the sum); not yet run there.
+    size one GPU of 24 GB does, by `--dry-run --gpus 1 --gpu-kind RTX4090`; not yet run there.
     """
     return SubjectConfig(
         stage=InstructConfig(
@@ -96,6 +98,34 @@ def subject() -> SubjectConfig:
             precision="bfloat16",
         ),
     )
+
+
+def tuning(config: SubjectConfig) -> Tuning:
+    """Return what it adds to stage 3, for the arithmetic."""
+    beside = 0 if config.prior is None else config.prior_weight
+    kept = mean_record(config.stage, config.prior)
+    return Tuning(adapter=config.adapter, beside=beside, kept=kept)
+
+
+def missing(config: SubjectConfig) -> list[str]:
+    """Return what `tune` would not find, one line each with what to do; nothing: all is there."""
+    lines = [
+        f"there is no picture {name}; correct its path"
+        for name in config.pictures
+        if not Path(name).expanduser().is_file()
+    ]
+    if not config.pictures:
+        lines.append("no picture of the subject is named; name some: --pictures 1.jpg 2.jpg")
+    is_shipped = config.init in release.SHIPPED
+    directory = release.find(config.init) if is_shipped else Path(config.init)
+    for part in ("mllm", "aligner", "unet", "vae"):
+        try:
+            release.check_part(directory, part)
+        except CheckpointError as error:
+            lines.append(f"{error}; name the directory of a whole model: init=DIR")
+    if not (directory / "tokenizer").is_dir():
+        lines.append(f"{directory} has no tokenizer; name the directory of a model: init=DIR")
+    return lines + ([] if config.prior is None else missing_data(config.prior, field="prior"))
 
 
 def tune(config: SubjectConfig, run_dir: Path, *, resume: bool = False) -> Path:

@@ -41,6 +41,23 @@ def files(directory: Path) -> set[str]:
 # ------------------------------------------------------------------------------------- success
 
 
+def test_a_subjects_adapter_is_tuned_and_drawn_with(run, generate, here, toy_dir):
+    small = ("steps=3", "global_batch_size=1", "micro_batch=1", "precision=float32", "optim.lr=0.1")
+    words = ("train", "subject", "--pictures", "cat.png", "--name", "the cat", *small)
+    words = (*words, "adapter.rank=2", "optim.warmup_steps=0", "device=cpu")
+    code, out, _ = run(*words, f"init={toy_dir}", "-o", "dog")
+    assert (code, out) == (0, "dog/adapter/adapter.safetensors\n")
+    drawn = {}
+    for name in ("", "dog/adapter", "dog/adapter:0"):
+        given = ("--adapter", name) if name else ()
+        assert (
+            generate("the cat", "cat.png", "--seed", "7", "-o", f"{len(name)}.png", *given)[0] == 0
+        )
+        drawn[name] = pixels(here / f"{len(name)}.png").astype(int)
+    assert np.abs(drawn["dog/adapter"] - drawn[""]).max() > 2
+    assert np.abs(drawn["dog/adapter:0"] - drawn[""]).max() <= 1
+
+
 def test_words_and_pictures_become_a_picture_with_a_note(generate, here):
     code, out, err = generate("a photo of", "cat.png", "on the snow", "--seed", "7")
     assert (code, out) == (0, "out.png\n")

@@ -1,14 +1,22 @@
 """`kosmosg train`: names, changes, refusals, and one real part in a few steps."""
 
+import json
 import re
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 
+from kosmosg import adapter
+from kosmosg.adapter import AdapterConfig
 from kosmosg.data.records import Caption
+from kosmosg.model.alignernet import AlignerNet
+from kosmosg.model.kosmosg import KosmosG
+from kosmosg.model.mllm import MLLM
 from kosmosg.recipes import RECIPES
 from kosmosg.toyworld import nano
+from toys.model import toy_picture
 from toys.shards import write
 
 
@@ -54,6 +62,7 @@ def test_a_full_size_recipe_changes_by_path_too(run):
 
 
 PARTS = ("vision tower", "resampler", "language model", "aligner M", "U-Net", "VAE")
+PARTS_THAT_LEARN = ((MLLM, "mllm"), (AlignerNet, "aligner"))
 SMALL = (
     "stage.trainable=[aligner.encoder.*, mllm.layers.*]",
     *("global_batch_size=8", "micro_batch=4", "steps=10", "precision=float32"),
@@ -102,6 +111,33 @@ def test_a_dry_run_names_what_is_missing_and_fails(run, here, toy_dir):
         assert line.endswith(f"data.sources.{name}.paths=FOLDER")
 
 
+def test_a_subjects_dry_run_trains_nothing_and_names_what_is_missing(run, here, toy_dir):
+    picture = here / "1.png"
+    toy_picture(1).save(picture)
+    words = ("train", "subject", "--pictures", str(picture), f"init={toy_dir}", "adapter.rank=2")
+    words += ("-o", "dog", "--dry-run", "--gpus", "1", "--gpu-kind", "RTX4090")
+    code, out, err = run(*words)
+    assert (code, err) == (0, "")
+    assert "GiB on each of 1 RTX4090" in out
+    with torch.device("meta"):
+        model = KosmosG(*(cls(**sizes(toy_dir, name)) for cls, name in PARTS_THAT_LEARN))
+    learns = adapter.num_parameters(model, AdapterConfig(rank=2))
+    assert re.search(rf"^all +{learns:,} +[\d,]+$", out, re.M)
+    code, _, err = run(*words, "no.png", "prior=no/where", f"init={here}")
+    assert code == 2
+    assert not (here / "dog").exists()
+    named = ("no picture no.png", "mllm", "aligner", "unet", "vae", "no tokenizer", "prior.sources")
+    assert len(err.splitlines()) == len(named)
+    for line, name in zip(err.splitlines(), named, strict=True):
+        assert line.startswith("missing: ")
+        assert name in line
+
+
+def sizes(toy_dir, part):
+    told = json.loads((toy_dir / part / "config.json").read_text())
+    return {name: value for name, value in told.items() if not name.startswith("_")}
+
+
 def test_a_run_goes_where_it_is_told(run, monkeypatch):
     from kosmosg import recipes
 
@@ -146,6 +182,7 @@ def test_scale_shortens_the_run_and_its_warmup(run):
         (["stage3", "--workspace", "w"], "--workspace is nano's"),
         (["nano-stage3", "--run-dir", "r"], "--run-dir is a full-size recipe's"),
         (["nano-stage3", "--dry-run"], "--dry-run is a full-size recipe's"),
+        (["subject", "--run-dir", "r"], "--run-dir is of other recipes; subject has no use for it"),
         (["stage3", "--dry-run", "--gpu-kind", "B9"], "no GPU kind 'B9'; the kinds are V100-32GB"),
         (["stage3", "stage.loss_weighting=sds"], "loss_weighting = 'sds'"),
         (["stage3", "model.alinger.dropout=0"], "no field 'model.alinger.dropout'"),

@@ -7,6 +7,8 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
+from kosmosg import adapter
+from kosmosg.adapter import AdapterConfig
 from kosmosg.data.compose import Composed
 from kosmosg.data.records import Caption, Document
 from kosmosg.data.sources import DataConfig, SourceConfig
@@ -15,11 +17,13 @@ from kosmosg.model.magneto import MagnetoLayer
 from kosmosg.train.arithmetic import need
 from kosmosg.train.optim import EmaConfig
 from kosmosg.train.run import Parts, make_stage
-from kosmosg.train.shapes import RECORDS, Record, Sizes, mean_record
+from kosmosg.train.shapes import RECORDS, SUBJECT, Record, Sizes, Tuning, mean_record
 from kosmosg.train.stage import freeze_except, micro_batch_generator
 from kosmosg.train.stage1_language import LanguageConfig
 from kosmosg.train.stage2_align import AlignConfig, AlignPicturesConfig
 from kosmosg.train.stage3_instruct import InstructConfig
+from kosmosg.train.stage_subject import Beside, SubjectStage
+from kosmosg.train.subject import subject
 from toys.model import SIZE, toy_picture
 from toys.stages import Captions, toy_sizes, toys
 from toys.training import train_config
@@ -30,6 +34,9 @@ LANGUAGE = LanguageConfig(trainable=tuple(name.removeprefix("mllm.") for name in
 ALIGN = AlignConfig(padding="masked", mllm="eval")
 PICTURES = AlignPicturesConfig(trainable=(*LAST, "aligner.encoder.*"))
 INSTRUCT = InstructConfig(trainable=(*LAST, "aligner.encoder.*"))
+
+
+ADAPTER = AdapterConfig(rank=2, alpha=4.0)
 
 
 def picture(index):
@@ -76,6 +83,65 @@ def test_flops_are_those_of_the_real_stage(config, record, pictures) -> None:
     train = train_config(global_batch_size=12, micro_batch=3, ema=None)
     counted = need(config, train, toy_sizes(toy), record=held, gpus=1)
     assert counted.flops == 4 * counter.get_total_flops()
+
+
+@pytest.mark.parametrize("beside", [0, 2])
+def test_flops_are_those_of_a_subjects_tuning(beside) -> None:
+    """An adapter in the model; others' prompts read once without it, once with it, and back."""
+    toy = toys()
+    with torch.random.fork_rng():
+        adapter.add(toy.model, ADAPTER)
+    config = InstructConfig(trainable=adapter.TRAINABLE, condition_drop=0.0)
+    sizes = {name: toy.model.mllm.config[name] for name in ("num_latents", "image_size")}
+    parts = Parts(
+        model=toy.model,
+        tokenizer=toy.tokenizer,
+        stream=Captions(),
+        image_decoder=toy.image_decoder,
+    )
+    stage = SubjectStage(
+        make_stage(config, parts), tokenizer=toy.tokenizer, keep_weight=1.0, **sizes
+    )
+    freeze_except(toy.model, config.trainable)
+    kept = tuple(composed(index).prompt for index in range(beside))
+    batch = stage.collate([Beside(shown=composed(index), kept=kept) for index in range(3)])
+    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+        losses = stage.loss(toy.model, batch, micro_batch_generator(0, 0, 0))
+        sum(losses.values()).backward()
+    held = Record(positions=1 + 3 + sizes["num_latents"] + 2, pictures=1.0)
+    train = train_config(global_batch_size=12, micro_batch=3, ema=None, precision="bfloat16")
+    tuning = Tuning(adapter=ADAPTER, beside=beside, kept=held)
+    counted = need(config, train, toy_sizes(toy), record=held, gpus=1, tuning=tuning)
+    assert counted.flops == 4 * counter.get_total_flops()
+    learns = adapter.num_parameters(toys().model, ADAPTER)
+    assert sum(part.learns for part in counted.parts) == learns
+    assert counted.memory["weights"] == 4 * learns
+    # The model is held in half precision, as nothing of its own learns; N is not there.
+    own = [toys().model.mllm, toys().model.aligner.encoder, toy.image_decoder]
+    assert counted.memory["frozen"] == 2 * sum(p.numel() for part in own for p in part.parameters())
+
+
+def test_a_language_model_of_which_nothing_learns_is_held_in_half() -> None:
+    toy = toys()
+    train = train_config(precision="bfloat16", ema=None)
+    record = Record(positions=10, pictures=0.0)
+    two = need(ALIGN, train, toy_sizes(toy), record=record, gpus=1)
+    held = [*toy.model.mllm.parameters(), *toy.text_tower.encoder.parameters()]
+    assert two.memory["frozen"] == 2 * sum(p.numel() for p in held)
+
+
+def test_a_subject_is_tuned_at_full_size_on_24_gb(repository) -> None:
+    """With as many prompts of other things beside it; docs/training.md has the sum."""
+    recipe = subject()
+    tuning = Tuning(adapter=recipe.adapter, beside=1)
+    counted = need(recipe.stage, recipe.train, Sizes(), record=SUBJECT, gpus=1, tuning=tuning)
+    assert recipe.train.micro_batch == counted.count == 8
+    total = counted.total_bytes(checkpointing=False)
+    learns = sum(part.learns for part in counted.parts)
+    assert total < 24e9
+    page = (repository / "docs/training.md").read_text(encoding="utf-8")
+    told = f"{learns / 1e6:.1f} million parameters, and one GPU {total / 2**30:.1f} GiB"
+    assert told in " ".join(page.split())
 
 
 def test_stage_1_by_hand() -> None:
@@ -130,7 +196,10 @@ def test_what_learns_is_shared_out_and_computed_in_half() -> None:
     waiting = two.memory["gradients"] - one.memory["gradients"] // 2
     assert waiting == pytest.approx(2 * inside + 4 * (learns - inside), rel=0.01)  # with padding
     assert one.memory["weights"] == 4 * learns
-    assert one.memory["frozen"] == two.memory["frozen"] == 2 * frozen
+    # What stands beside the model is held in half precision, the model itself whole.
+    beside = sum(part.frozen for part in one.parts if part.name in ("U-Net", "VAE"))
+    held = 2 * beside + 4 * (frozen - beside)
+    assert one.memory["frozen"] == two.memory["frozen"] == held
     assert one.memory["gathered"] == 2 * learns  # all of it, in half precision
     largest = sorted(sum(p.numel() for p in block.parameters()) for block in blocks)[-2:]
     kept = 4 * (learns - inside) + 2 * sum(largest)  # what is in no block stays, in float32

@@ -1,3 +1,4 @@
+import dataclasses
 import re
 import shutil
 from pathlib import Path
@@ -27,6 +28,15 @@ def data(tmp_path: Path) -> DataConfig:
 
 def test_a_whole_model_and_data_lack_nothing(toy_dir: Path, data: DataConfig) -> None:
     assert missing(INSTRUCT, init=str(toy_dir), data=data, model=ModelConfig()) == []
+
+
+def test_held_out_tars_are_looked_for_too(toy_dir: Path, data: DataConfig, tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    for path, why in (("no/where", "no such file"), (str(tmp_path / "empty"), "has no *.tar")):
+        held = dataclasses.replace(data, validation={"held": SourceConfig(paths=path)})
+        (line,) = missing(INSTRUCT, init=str(toy_dir), data=held, model=ModelConfig())
+        assert why in line
+        assert line.endswith(": data.validation.held.paths=FOLDER")
 
 
 def test_a_new_model_needs_clip_and_a_tokenizer(tmp_path: Path, data: DataConfig) -> None:

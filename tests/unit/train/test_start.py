@@ -165,6 +165,18 @@ def test_stage_2_makes_n_where_the_release_has_none(toy_dir, tmp_path):
     one, other = (parts.model.aligner.decoder.state_dict() for parts in (first, second))
     assert not one["project.weight"].equal(other["project.weight"])
 
+    # Nothing of the language model learns: it may be held in half, and goes on as it was in `init`.
+    asked = recipe(texts, init, stage, words=("model.frozen=bfloat16", "train.precision=bfloat16"))
+    half = start(stage, init=init, data=data, model=asked.model, seed=0, run_dir=tmp_path / "run")
+    held = {name: {p.dtype for p in part.parameters()} for name, part in
+            (("mllm", half.model.mllm), ("aligner", half.model.aligner))}  # fmt: skip
+    assert held == {"mllm": {torch.bfloat16}, "aligner": {torch.float32}}
+    out = recipes.train(asked, tmp_path / "half")
+    before, after = sums(init), sums(out)
+    assert {name for name in before if before[name] != after[name]} == {
+        "aligner/diffusion_pytorch_model.safetensors"
+    }
+
 
 @pytest.mark.parametrize(
     ("stage", "changes", "error", "message"),
