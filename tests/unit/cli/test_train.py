@@ -153,6 +153,26 @@ def test_a_run_goes_where_it_is_told(run, monkeypatch):
     assert seen == [(5, Path("runs/stage2"), False), (300_000, Path("r"), True)]
 
 
+def test_a_run_is_exported_where_it_is_told(run, monkeypatch):
+    from kosmosg import recipes
+    from kosmosg.train import subject
+
+    seen = []
+
+    def export(recipe, run_dir, out):
+        seen.append((recipe.train.steps, run_dir, out))
+        return out
+
+    monkeypatch.setattr(recipes, "export", export)
+    monkeypatch.setattr(subject, "export", export)
+    words = ("steps=5", "--export", "m")
+    assert run("train", "stage2", *words) == (0, "m\n", "")
+    assert run("train", "stage2", *words, "--run-dir", "r", "--resume") == (0, "m\n", "")
+    assert run("train", "subject", *words, "-o", "dog") == (0, "m\n", "")
+    assert [run_dir for _, run_dir, _ in seen] == [Path("runs/stage2"), Path("r"), Path("dog")]
+    assert {(steps, out) for steps, _, out in seen} == {(5, Path("m"))}
+
+
 def test_fields_change_by_path_with_and_without_train(run):
     changes = ("optim.lr=3e-4", "train.seed=9", "steps=500", "stage.condition_drop=0.2")
     _, out, _ = run("train", "nano-stage3", *changes, "--device", "cpu", "--print-config")
@@ -181,6 +201,10 @@ def test_scale_shortens_the_run_and_its_warmup(run):
         (["stage3", "--scale", "0.1"], "--scale is nano's"),
         (["stage3", "--workspace", "w"], "--workspace is nano's"),
         (["nano-stage3", "--run-dir", "r"], "--run-dir is a full-size recipe's"),
+        (["nano-stage3", "--export", "m"], "--export is a full-size recipe's"),
+        (["stage3", "--export", "m", "--dry-run"], "--export writes a model, which --dry-run"),
+        (["stage3", "--export", "m"], "model at runs/stage2/model"),
+        (["subject", "--export", "m"], "name the directory of the run, which gets the adapter"),
         (["nano-stage3", "--dry-run"], "--dry-run is a full-size recipe's"),
         (["subject", "--run-dir", "r"], "--run-dir is of other recipes; subject has no use for it"),
         (["stage3", "--dry-run", "--gpu-kind", "B9"], "no GPU kind 'B9'; the kinds are V100-32GB"),
