@@ -223,9 +223,12 @@ def _train_full(
 def _dry_run(configs: "list[Config]", tell: "Callable[[Recipe, None, list[str]], None]") -> None:
     from kosmosg.recipes import Recipe
     from kosmosg.train.readiness import missing
+    from kosmosg.train.start import nothing_held_out
 
     (recipe,) = configs
     assert isinstance(recipe, Recipe)
+    if recipe.data is not None and (line := nothing_held_out(recipe.stage, recipe.data)):
+        print(f"note: {line}", file=sys.stderr)
     lines = missing(recipe.stage, init=recipe.init, data=recipe.data, model=recipe.model)
     tell(recipe, None, lines)
 

@@ -1,6 +1,7 @@
 """What a run starts from: a released model, or the sizes of a new one; and what it leaves."""
 
 import shutil
+import sys
 from collections.abc import Mapping, Set
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -20,7 +21,7 @@ from kosmosg.model.kosmosg import KosmosG
 from kosmosg.model.mllm import MLLM
 from kosmosg.pipeline import KosmosGPipeline
 from kosmosg.tokenizer import DICTIONARY_FILE, Tokenizer
-from kosmosg.train import towers
+from kosmosg.train import distributed, towers
 from kosmosg.train.loading import (
     has_part,
     load_decoder,
@@ -99,6 +100,9 @@ def start(
             f"stage {stage.kind!r} has nothing to train from; name a folder or tars: data=PATH"
         )
     parts = load(stage, init=init, model=model, seed=seed)
+    line = nothing_held_out(stage, data)
+    if line is not None and distributed.is_first():
+        sys.stderr.write(f"{line}\n")
     if run_dir is not None:
         data = with_shards(data, run_dir / SHARDS_NAME)
     reader, decoder = parts.model, parts.image_decoder
@@ -151,6 +155,17 @@ def load(stage: StageConfig, *, init: Path | None, model: ModelConfig, seed: int
         if isinstance(stage, LanguageConfig | InstructConfig)
         else _text_tower(directory, model, tokenizer),
         image_decoder=decoder,
+    )
+
+
+def nothing_held_out(stage: StageConfig, data: DataConfig) -> str | None:
+    """Return what a run without held-out records lacks, and how to name some; None: it has some."""
+    if data.validation:
+        return None
+    sheets = " and no sheets of samples" if isinstance(stage, InstructConfig) else ""
+    return (
+        f"there will be no validation loss{sheets}, as no held-out records are named; name tars of"
+        " them: data.validation.NAME.paths=TARS"
     )
 
 

@@ -69,13 +69,19 @@ SMALL = (
 )
 
 
+UNWATCHED = (
+    "note: there will be no validation loss and no sheets of samples, as no held-out records are"
+    " named; name tars of them: data.validation.NAME.paths=TARS\n"
+)
+
+
 def test_a_dry_run_tells_what_a_run_needs_and_that_all_is_there(run, here, toy_dir):
     for name in ("constructed", "edits", "captions"):
         (here / "data" / name).mkdir(parents=True)
         write(here / "data" / name / "0.tar", [Caption(key="c", text="a cat")])
     words = ("train", "stage3", f"init={toy_dir}", *SMALL, "--dry-run", "--gpus", "2")
     code, out, err = run(*words, "--gpu-kind", "RTX4090", "--utilisation", "0.5")
-    assert (code, err) == (0, "")
+    assert (code, err) == (0, UNWATCHED)
     rows = {}
     for line in out.splitlines():
         name, *values = re.split(r"  +", line)
@@ -104,11 +110,19 @@ def test_a_dry_run_names_what_is_missing_and_fails(run, here, toy_dir):
     code, out, err = run("train", "stage3", f"init={toy_dir}", *SMALL, "--dry-run")
     assert code == 2
     assert "U-Net" in out
-    lines = err.splitlines()
+    note, *lines = err.splitlines(keepends=True)
+    assert note == UNWATCHED
     assert len(lines) == 3
     for line, name in zip(lines, ("constructed", "edits", "captions"), strict=True):
         assert line.startswith(f"missing: data source '{name}': data/{name}: ")
-        assert line.endswith(f"data.sources.{name}.paths=FOLDER")
+        assert line.endswith(f"data.sources.{name}.paths=FOLDER\n")
+
+
+def test_a_dry_run_with_held_out_records_has_nothing_to_note(run, here, toy_dir):
+    tar = write(here / "0.tar", [Caption(key="c", text="a cat")])
+    words = (f"data.sources={{own: {{paths: {tar}}}}}", f"data.validation.own.paths={tar}")
+    code, _, err = run("train", "stage3", f"init={toy_dir}", *SMALL, *words, "--dry-run")
+    assert (code, err) == (0, "")
 
 
 def test_a_subjects_dry_run_trains_nothing_and_names_what_is_missing(run, here, toy_dir):

@@ -112,17 +112,21 @@ def test_what_learns_is_float32_and_what_is_frozen_as_asked(toy_dir, folder, tmp
     assert {one.dtype for one in parts.image_decoder.parameters()} == {torch.bfloat16}
 
 
-def test_held_out_tars_give_a_figure_and_sheets(toy_dir, folder, tmp_path):
+def test_held_out_tars_give_a_figure_and_sheets(toy_dir, folder, tmp_path, capsys):
     first = start(
         INSTRUCT, init=toy_dir, data=recipe(folder, toy_dir).data, model=ModelConfig(), seed=0,
         run_dir=tmp_path / "other",
     )  # fmt: skip
     assert first.validation is None
+    (said,) = (line for line in capsys.readouterr().err.splitlines() if "no validation" in line)
+    assert "no sheets of samples" in said
+    assert said.endswith("data.validation.NAME.paths=TARS")
     (tar,) = (tmp_path / "other" / "shards" / "data-0").glob("*.tar")
     words = [f"data.validation={{own: {{paths: {tar}}}}}", "train.samples_every=1"]
     recipes.train(recipe(folder, toy_dir, words=words), tmp_path / "run")
     lines = (tmp_path / "run" / "log.jsonl").read_text().splitlines()
     assert any("validation_loss" in json.loads(line) for line in lines)
+    assert "no validation" not in capsys.readouterr().err
     with Image.open(tmp_path / "run" / "samples" / "step-00000002.png") as sheet:
         assert sheet.height > 6 * 128
 
