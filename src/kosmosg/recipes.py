@@ -11,14 +11,16 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from kosmosg import release
 from kosmosg.config import to_dict
 from kosmosg.data.packing import SEQ_LEN
 from kosmosg.data.rows import WEIGHTS, batch_rows
 from kosmosg.data.sources import DataConfig, SourceConfig
+from kosmosg.errors import ConfigError
 from kosmosg.train import distributed
 from kosmosg.train import start as beginning
 from kosmosg.train.optim import OptimConfig
-from kosmosg.train.run import RunConfig, StageConfig, run
+from kosmosg.train.run import RunConfig, StageConfig, restore, run
 from kosmosg.train.stage1_language import LanguageConfig
 from kosmosg.train.stage2_align import AlignConfig
 from kosmosg.train.stage3_instruct import InstructConfig
@@ -280,6 +282,30 @@ def train(recipe: Recipe, run_dir: Path, *, resume: bool = False) -> Path:
     if distributed.is_first():
         beginning.export(parts, out, init=init)
     distributed.wait_for_all()
+    return out
+
+
+def export(recipe: Recipe, run_dir: Path, out: Path) -> Path:
+    """Write what a run has made by its newest whole checkpoint, as `train` does at the end.
+
+    Nothing is trained, no data is read, and the run's directory stays as it is.
+
+    Args:
+        recipe: The run's.
+        run_dir: The run's.
+        out: The model's directory.
+
+    Raises:
+        CheckpointError: If there is no whole checkpoint, or weights that it started from are gone.
+        ConfigError: If the run was begun with another recipe, or `out` is where it began.
+    """
+    init = None if recipe.init is None else Path(recipe.init)
+    if init is not None and release.find(str(init)).resolve() == out.resolve():
+        raise ConfigError(f"{out} is what the run goes on from; export to another directory")
+    parts = beginning.load(recipe.stage, init=init, model=recipe.model, seed=recipe.train.seed)
+    config = RunConfig(stage=recipe.stage, train=recipe.train)
+    restore(config, parts, run_dir, recipe=to_dict(recipe))
+    beginning.export(parts, out, init=init)
     return out
 
 

@@ -10,6 +10,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
@@ -24,7 +25,8 @@ from kosmosg.train.arithmetic import need
 from kosmosg.train.log import read_log
 from kosmosg.train.shapes import Record
 from toys import ranks
-from toys.stages import toy_sizes, toys
+from toys.shards import write
+from toys.stages import Examples, toy_sizes, toys
 
 TESTS = Path(__file__).parents[1]
 
@@ -317,3 +319,59 @@ def test_killed_in_any_way_it_ends_as_if_undisturbed(tars, tmp_path):
     told = json.loads((tmp_path / "calm" / "skips.json").read_text())
     assert told["skipped"]["bad word"] >= 3
     assert told["named"]["bad word"][0].startswith("record 21 is bad")
+
+
+# ------------------------------------------------------------------------- the script, told to stop
+
+
+@pytest.fixture
+def script(repository, tmp_path) -> Path:
+    """The script in a checkout that is set up, with this interpreter."""
+    checkout = tmp_path / "checkout"
+    for name in ("scripts", ".venv/bin"):
+        (checkout / name).mkdir(parents=True)
+    done = {"scripts/setup": "", ".venv/bin/python": f'exec "{sys.executable}" "$@"'}
+    for name, line in done.items():
+        (checkout / name).write_text(f"#!/bin/bash\n{line}\n")
+        (checkout / name).chmod(0o755)
+    return Path(shutil.copy(repository / "scripts/train-distributed", checkout / "scripts"))
+
+
+def signalled(script: Path, words: list[str], run_dir: Path, number: int) -> tuple[int, str]:
+    """Signal the script alone after a further step; return its exit code and what it wrote."""
+    log = run_dir / "log.jsonl"
+    begun = log.stat().st_size if log.exists() else 0
+    told = run_dir.with_name(f"told-{number}")
+    with told.open("w") as stderr:
+        environment = os.environ | {"PYTHONPATH": str(TESTS.parent / "src")}
+        process = subprocess.Popen([script, *words], env=environment, stderr=stderr)
+    try:
+        deadline = time.monotonic() + 200  # starting takes a minute on a busy machine
+        while not log.exists() or log.stat().st_size == begun:
+            assert process.poll() is None, told.read_text()[-6000:]
+            assert time.monotonic() < deadline, told.read_text()[-6000:]
+            time.sleep(0.1)
+        process.send_signal(number)
+        return process.wait(timeout=100), told.read_text()
+    finally:
+        if process.poll() is None:
+            process.terminate()
+            process.wait(timeout=60)
+
+
+def test_the_script_told_to_stop_has_all_saved_and_goes_on(script, toy_dir, tmp_path):
+    """SIGTERM, as of a cluster that takes its machine back, and Ctrl-C: to the script alone."""
+    tar, run_dir = write(tmp_path / "0.tar", Examples().batch(0, 6)), tmp_path / "run"
+    words = ["stage3", f"init={toy_dir}", f"data={tar}", "stage.trainable=[aligner.encoder.*]"]
+    words += ["global_batch_size=2", "micro_batch=1", "precision=float32", "log_every=1"]
+    words += ["--device", "cpu", "--run-dir", str(run_dir)]
+    saved = 0
+    for number, code in ((signal.SIGTERM, 0), (signal.SIGINT, 130)):
+        ended, told = signalled(script, words, run_dir, number)
+        assert ended == code, told[-6000:]
+        state, refused = checkpoint.latest(run_dir)
+        assert refused == []
+        assert f"stopped after step {state.step} and saved" in told
+        assert state.step > saved
+        saved = state.step
+        assert len(list(checkpoint.step_directory(run_dir, saved).glob("shard-*"))) == 2

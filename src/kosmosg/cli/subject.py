@@ -22,6 +22,7 @@ def tune(
     name: str | None,
     output: Path | None,
     resume: bool,
+    export: Path | None,
     print_config: bool,
     needs: "Callable[[Recipe, Tuning, list[str]], None] | None",
 ) -> None:
@@ -33,6 +34,7 @@ def tune(
         name: What the subject is called.
         output: The run's directory.
         resume: Continue a stopped run.
+        export: Where the adapter of the newest checkpoint goes, and nothing is trained.
         print_config: Train nothing.
         needs: Tells what it takes and what is missing, for a dry run; None: train.
 
@@ -60,6 +62,9 @@ def tune(
         return
     if output is None:
         raise ConfigError("name the directory of the run, which gets the adapter: -o RUN")
+    if export is not None:
+        print(subject.export(config, output, export))
+        return
     print(subject.tune(config, output, resume=resume))
 
 

@@ -77,6 +77,14 @@ def train(
     resume: Annotated[
         bool, typer.Option("--resume", help="Continue a stopped run, to the bit.")
     ] = False,
+    export: Annotated[
+        Path | None,
+        typer.Option(
+            help="Write the newest checkpoint of a full-size run as a model's directory, as its "
+            "end does; of a subject's, the adapter. Train nothing.",
+            show_default=False,
+        ),
+    ] = None,
     device: Annotated[
         Literal["auto", "cpu", "cuda"] | None,
         typer.Option(help="Short for device=...", show_default=False),
@@ -137,6 +145,8 @@ def train(
 
       kosmosg train subject --pictures 1.jpg 2.jpg 3.jpg --name "my dog" init=DIR -o runs/dog
 
+      kosmosg train stage3 init=DIR data=FOLDER --run-dir RUN --export DIR
+
       kosmosg train stage3 init=DIR model.base=DIR --dry-run --gpus 64 --gpu-kind A100-80GB
     """
     from kosmosg import config as configuration
@@ -145,6 +155,8 @@ def train(
     prepare_libraries()
     from kosmosg.recipes import Recipe
 
+    if export is not None and (dry_run or print_config):
+        raise ConfigError("--export writes a model, which --dry-run and --print-config do not")
     words = [*(changes or []), *([] if device is None else [f"device={device}"])]
     tell = partial(_tell, gpus=gpus, kind=gpu_kind, utilisation=utilisation) if dry_run else None
     if recipe == subject.RECIPE:
@@ -156,6 +168,7 @@ def train(
             name=name,
             output=output,
             resume=resume,
+            export=export,
             print_config=print_config,
             needs=tell,
         )
@@ -167,7 +180,8 @@ def train(
     if full:
         _refuse(recipe, "nano's", {"workspace": workspace, "leg": leg != 1, "scale": scale != 1})
     else:
-        _refuse(recipe, "a full-size recipe's", {"run-dir": run_dir, "dry-run": dry_run})
+        others = {"run-dir": run_dir, "dry-run": dry_run, "export": export}
+        _refuse(recipe, "a full-size recipe's", others)
     configs = [_changed(config, words, scale) for config in configs]
     if print_config:
         print("\n---\n".join(configuration.to_yaml(config).rstrip() for config in configs))
@@ -176,7 +190,8 @@ def train(
         _dry_run(configs, tell)
         return
     if full:
-        print(_train_full(configs, run_dir or Path("runs") / Path(recipe).stem, resume=resume))
+        place = run_dir or Path("runs") / Path(recipe).stem
+        print(_train_full(configs, place, resume=resume, export=export))
         return
     print(_train_nano(configs, workspace or Path("runs/nano"), leg=leg, resume=resume))
 
@@ -193,20 +208,27 @@ def _train_nano(configs: "list[Config]", workspace: Path, *, leg: int, resume: b
     return workspace / "model"
 
 
-def _train_full(configs: "list[Config]", run_dir: Path, *, resume: bool) -> Path:
+def _train_full(
+    configs: "list[Config]", run_dir: Path, *, resume: bool, export: Path | None
+) -> Path:
     from kosmosg import recipes
 
     (config,) = configs
     assert isinstance(config, recipes.Recipe)
+    if export is not None:
+        return recipes.export(config, run_dir, export)
     return recipes.train(config, run_dir, resume=resume)
 
 
 def _dry_run(configs: "list[Config]", tell: "Callable[[Recipe, None, list[str]], None]") -> None:
     from kosmosg.recipes import Recipe
     from kosmosg.train.readiness import missing
+    from kosmosg.train.start import nothing_held_out
 
     (recipe,) = configs
     assert isinstance(recipe, Recipe)
+    if recipe.data is not None and (line := nothing_held_out(recipe.stage, recipe.data)):
+        print(f"note: {line}", file=sys.stderr)
     lines = missing(recipe.stage, init=recipe.init, data=recipe.data, model=recipe.model)
     tell(recipe, None, lines)
 

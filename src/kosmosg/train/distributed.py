@@ -166,6 +166,20 @@ def join(device: str, *, shard_ranks: int | None) -> Ranks:
     )
 
 
+def alone() -> Ranks:
+    """Return the only process of what needs no other, on the CPU.
+
+    Raises:
+        ConfigError: If torchrun started several.
+    """
+    num_ranks = int(os.environ.get("WORLD_SIZE", "1"))
+    if num_ranks > 1:
+        raise ConfigError(
+            f"{num_ranks} processes would all write the same; run it without torchrun"
+        )
+    return Ranks(torch.device("cpu"))
+
+
 def _require_own_store() -> None:
     """Refuse what hangs: torchrun's own store still holds the addresses of the attempt that failed.
 

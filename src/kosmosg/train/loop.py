@@ -10,7 +10,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +39,7 @@ from kosmosg.train.optim import (
 )
 from kosmosg.train.placing import prepared, shared
 from kosmosg.train.prefetch import MicroBatch, Plan, held_out, to_device
-from kosmosg.train.rundir import open_run_dir, signals_received
+from kosmosg.train.rundir import CONFIG_NAME, open_run_dir, require_same, signals_received
 from kosmosg.train.stage import (
     CountingStage,
     Stage,
@@ -106,6 +106,51 @@ def fit(
             run.restore()
         run.train(stream, workers, validation, samples)
         return run.finish()
+
+
+def restore_result(
+    model: nn.Module,
+    stage: Stage,
+    config: TrainConfig,
+    run_dir: Path,
+    *,
+    recipe: Mapping[str, Any] | None = None,
+) -> int:
+    """Give the model what the run has made by its newest whole checkpoint; return that step.
+
+    It is what `fit` would leave in it had the run ended there. Nothing is trained, and nothing in
+    the run's directory changes: the run may be under way. The model is on the CPU afterwards.
+
+    Args:
+        model: As it was given to `fit`, before it.
+        stage: The run's.
+        config: The run's.
+        run_dir: The run's.
+        recipe: As of `fit`.
+
+    Raises:
+        ConfigError: If the run was begun with another configuration, or torchrun started several
+            processes.
+        CheckpointError: If there is no whole checkpoint, or it is not of these frozen weights.
+    """
+    run_dir = Path(run_dir)
+    kept = dict(recipe) if recipe is not None else to_dict(config)
+    ranks = distributed.alone()
+    if not (run_dir / CONFIG_NAME).is_file():
+        raise CheckpointError(f"there is no run in {run_dir}; name the directory of one")
+    require_same(run_dir, kept)
+    plain = replace(config, device="cpu", recompute="nothing", compiled="nothing")
+    with torch.random.fork_rng():
+        run = _Run(model, stage, plain, run_dir, kept, ranks)
+        with closing(run.keeper):
+            run.restore()
+            if run.saved_step is None:
+                raise CheckpointError(
+                    f"the run in {run_dir} has saved no checkpoint yet; wait for its first"
+                    " (checkpoint_s says how often), or stop it with Ctrl-C, which saves one"
+                )
+            run.finish()
+    return run.step
 
 
 class _Run:

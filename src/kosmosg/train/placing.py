@@ -17,7 +17,7 @@ def prepared(model: nn.Module, config: TrainConfig, ranks: Ranks) -> nn.Module:
     The caller's own model keeps its plain modules, so that it can be used and saved afterwards.
     """
     is_plain = config.recompute == config.compiled == "nothing"
-    if ranks.num_ranks == 1 and is_plain:
+    if ranks.mesh is None and is_plain:
         return model.to(ranks.device)
     model = copy.deepcopy(model).to(ranks.device)
     if config.recompute == "blocks":
@@ -25,7 +25,7 @@ def prepared(model: nn.Module, config: TrainConfig, ranks: Ranks) -> nn.Module:
     if config.compiled == "blocks":
         for block in distributed.blocks(model):
             block.compile()
-    if ranks.num_ranks > 1:
+    if ranks.mesh is not None:
         distributed.shard(
             model,
             ranks,
@@ -38,7 +38,7 @@ def prepared(model: nn.Module, config: TrainConfig, ranks: Ranks) -> nn.Module:
 
 def shared(stage: Stage, config: TrainConfig, ranks: Ranks) -> Stage:
     """Return the stage, or one like it that shares its own frozen parts with other ranks."""
-    if ranks.num_ranks == 1 or config.frozen_parts == "whole":
+    if ranks.mesh is None or config.frozen_parts == "whole":
         return stage
     if not isinstance(stage, HoldingStage):
         return stage

@@ -16,7 +16,7 @@ from kosmosg.model.kosmosg import KosmosG
 from kosmosg.model.mllm import MLLM
 from kosmosg.tokenizer import Tokenizer
 from kosmosg.train.cache import TensorCache, fingerprint
-from kosmosg.train.loop import Samples, fit
+from kosmosg.train.loop import Samples, fit, restore_result
 from kosmosg.train.stage import Stage
 from kosmosg.train.stage1_language import LanguageConfig, LanguageStage
 from kosmosg.train.stage2_align import (
@@ -45,12 +45,13 @@ class Parts:
     """What a stage works with besides its configuration.
 
     `model` is an MLLM for stage 1 and a KosmosG for the others; stage 2 needs the text tower,
-    stage 3 the image decoder. `workers` are processes that read the stream; 0 is a thread.
+    stage 3 the image decoder. `workers` are processes that read the stream; 0 is a thread. Without
+    a stream nothing can be trained, but the result of a run restored.
     """
 
     model: MLLM | KosmosG
     tokenizer: Tokenizer
-    stream: Stream
+    stream: Stream | None = None
     workers: int = 0
     validation: Stream | None = None
     samples: Samples | None = None
@@ -83,7 +84,7 @@ def run(
     return fit(
         parts.model,
         make_stage(config.stage, parts, precision=config.train.precision),
-        parts.stream,
+        _need(parts.stream, "stream", config.stage),
         config.train,
         run_dir,
         resume=resume,
@@ -92,6 +93,25 @@ def run(
         samples=parts.samples,
         recipe=to_dict(config) if recipe is None else recipe,
     )
+
+
+def restore(
+    config: RunConfig, parts: Parts, run_dir: Path, *, recipe: Mapping[str, Any] | None = None
+) -> int:
+    """Give the model what a run has made by its newest whole checkpoint; return that step.
+
+    Args:
+        config: As of `run`.
+        parts: What it was begun with; no stream is needed.
+        run_dir: The run's; nothing there changes.
+        recipe: As of `run`.
+
+    Raises:
+        ConfigError: If a part that the stage needs is missing; else as `restore_result`.
+        CheckpointError: As `restore_result`.
+    """
+    stage = make_stage(config.stage, parts, precision=config.train.precision)
+    return restore_result(parts.model, stage, config.train, run_dir, recipe=recipe)
 
 
 def make_stage(config: StageConfig, parts: Parts, *, precision: str = "float32") -> Stage:

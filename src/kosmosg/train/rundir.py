@@ -52,7 +52,7 @@ def open_run_dir(run_dir: Path, config: Mapping[str, Any], *, resume: bool) -> I
             ) from error
         path = run_dir / CONFIG_NAME
         if resume and path.exists():
-            _compare(json.loads(path.read_text()), config, run_dir)
+            require_same(run_dir, config)
         elif resume:
             sys.stderr.write(f"nothing to continue in {run_dir}: a new run begins there\n")
         else:
@@ -88,8 +88,13 @@ def _make_empty(run_dir: Path) -> None:
         )
 
 
-def _compare(then: Mapping[str, Any], now: Mapping[str, Any], run_dir: Path) -> None:
-    old, new = leaves(then), leaves(now)
+def require_same(run_dir: Path, config: Mapping[str, Any]) -> None:
+    """Pass a configuration with which the run there may go on.
+
+    Raises:
+        ConfigError: If it was begun with another.
+    """
+    old, new = leaves(json.loads((run_dir / CONFIG_NAME).read_text())), leaves(config)
     for path in sorted(old.keys() | new.keys(), key=_importance):
         if path.rpartition(".")[2] in FREE_FIELDS or old.get(path) == new.get(path):
             continue

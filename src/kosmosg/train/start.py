@@ -1,8 +1,9 @@
 """What a run starts from: a released model, or the sizes of a new one; and what it leaves."""
 
 import shutil
+import sys
 from collections.abc import Mapping, Set
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -20,7 +21,7 @@ from kosmosg.model.kosmosg import KosmosG
 from kosmosg.model.mllm import MLLM
 from kosmosg.pipeline import KosmosGPipeline
 from kosmosg.tokenizer import DICTIONARY_FILE, Tokenizer
-from kosmosg.train import towers
+from kosmosg.train import distributed, towers
 from kosmosg.train.loading import (
     has_part,
     load_decoder,
@@ -94,11 +95,41 @@ def start(
     Source:
         NUMERICS section 8 for how new weights are drawn.
     """
-    directory = None if init is None else release.find(str(init))
     if data is None:
         raise ConfigError(
             f"stage {stage.kind!r} has nothing to train from; name a folder or tars: data=PATH"
         )
+    parts = load(stage, init=init, model=model, seed=seed)
+    line = nothing_held_out(stage, data)
+    if line is not None and distributed.is_first():
+        sys.stderr.write(f"{line}\n")
+    if run_dir is not None:
+        data = with_shards(data, run_dir / SHARDS_NAME)
+    reader, decoder = parts.model, parts.image_decoder
+    mllm = reader.mllm if isinstance(reader, KosmosG) else reader
+    sizes = RowSizes(tokenizer=parts.tokenizer, num_latents=mllm.config["num_latents"])
+    validation = open_validation(data, stage=stage.kind, sizes=sizes)
+    samples = None
+    if validation is not None and decoder is not None and isinstance(reader, KosmosG):
+        pipe = _pipeline(_found(init), reader, decoder, parts.tokenizer)
+        samples = of_prompts(pipe, validation.batch(0, NUM_SAMPLES))
+    return replace(
+        parts,
+        stream=open_stream(data, stage=stage.kind, sizes=sizes),
+        workers=data.workers,
+        validation=validation,
+        samples=samples,
+    )
+
+
+def load(stage: StageConfig, *, init: Path | None, model: ModelConfig, seed: int) -> Parts:
+    """Return the model and what is frozen beside it, as `start` does, without data.
+
+    Raises:
+        CheckpointError: As `start`.
+        ConfigError: If a configuration cannot be used.
+    """
+    directory = _found(init)
     tokenizer = load_tokenizer(directory, model)
     with torch.random.fork_rng():
         torch.manual_seed(seed)
@@ -114,28 +145,32 @@ def start(
         if not isinstance(stage, LanguageConfig):
             aligner = _aligner(directory, model, mllm, may_make=aligns)
             reader = KosmosG(mllm, with_reconstruction(aligner, wanted=aligns))
-    if run_dir is not None:
-        data = with_shards(data, run_dir / SHARDS_NAME)
-    sizes = RowSizes(tokenizer=tokenizer, num_latents=mllm.config["num_latents"])
-    validation = open_validation(data, stage=stage.kind, sizes=sizes)
-    decoder = samples = None
+    decoder = None
     if isinstance(stage, InstructConfig) and isinstance(reader, KosmosG):
         decoder = _decoder(directory, model, reader)
-        if validation is not None:
-            pipe = _pipeline(directory, reader, decoder, tokenizer)
-            samples = of_prompts(pipe, validation.batch(0, NUM_SAMPLES))
     return Parts(
         model=reader,
         tokenizer=tokenizer,
-        stream=open_stream(data, stage=stage.kind, sizes=sizes),
-        workers=data.workers,
-        validation=validation,
-        samples=samples,
         text_tower=None
         if isinstance(stage, LanguageConfig | InstructConfig)
         else _text_tower(directory, model, tokenizer),
         image_decoder=decoder,
     )
+
+
+def nothing_held_out(stage: StageConfig, data: DataConfig) -> str | None:
+    """Return what a run without held-out records lacks, and how to name some; None: it has some."""
+    if data.validation:
+        return None
+    sheets = " and no sheets of samples" if isinstance(stage, InstructConfig) else ""
+    return (
+        f"there will be no validation loss{sheets}, as no held-out records are named; name tars of"
+        " them: data.validation.NAME.paths=TARS"
+    )
+
+
+def _found(init: Path | None) -> Path | None:
+    return None if init is None else release.find(str(init))
 
 
 # ------------------------------------------------------------------------------ one part each
@@ -287,7 +322,7 @@ def export(parts: Parts, out: Path, *, init: Path | None) -> None:
     model there is no image decoder to generate with yet.
 
     Args:
-        parts: What `start` returned, after the run.
+        parts: What `start` returned, after the run; or `load`, after `restore`.
         out: The directory; one that exists gets these parts in place of its own.
         init: What the run started from.
 
@@ -298,7 +333,7 @@ def export(parts: Parts, out: Path, *, init: Path | None) -> None:
     trained: dict[str, Any] = {"mllm": model}
     if isinstance(model, KosmosG):
         trained = {"mllm": model.mllm, "aligner": model.aligner}
-    source = None if init is None else release.find(str(init))
+    source = _found(init)
     # Whoever holds a part in less than float32 learns nothing in it: `init` has all its digits.
     trained = {
         name: part

@@ -33,7 +33,7 @@ from kosmosg.model.mllm import MLLM
 from kosmosg.sequence import Prompt
 from kosmosg.tokenizer import Tokenizer
 from kosmosg.train.loading import load_decoder, load_part, with_reconstruction
-from kosmosg.train.loop import fit
+from kosmosg.train.loop import fit, restore_result
 from kosmosg.train.optim import OptimConfig
 from kosmosg.train.readiness import missing_data
 from kosmosg.train.run import Parts, RunConfig, check_shared, make_stage
@@ -44,6 +44,7 @@ from kosmosg.train.stage_subject import BesideStream, SubjectStage
 from kosmosg.train.trainconfig import TrainConfig
 
 PLACE = "{}"
+ADAPTER_FILE = f"adapter{adapter.SUFFIX}"
 MAX_PICTURES = 64
 TEMPLATES = ("{}", "a photo of {}", "a picture of {}")
 
@@ -143,11 +144,43 @@ def tune(config: SubjectConfig, run_dir: Path, *, resume: bool = False) -> Path:
         CheckpointError: If the model is not whole, or the adapter cannot be written.
         PromptError: If a picture cannot be read.
     """
-    directory = release.find(config.init)
     shown = read_pictures([Path(name).expanduser() for name in config.pictures], name=config.name)
     subject = SubjectStream(
         shown, name=config.name, templates=config.templates, seed=config.train.seed
     )
+    parts = _parts(config)
+    stream = _with_prior(config, subject, run_dir)
+    stage = _stage(config, parts)
+    fit(parts.model, stage, stream, config.train, run_dir, resume=resume, recipe=to_dict(config))
+    path = run_dir / "adapter" / ADAPTER_FILE
+    _write(config, parts, path, steps=config.train.steps)
+    return path
+
+
+def export(config: SubjectConfig, run_dir: Path, out: Path) -> Path:
+    """Write the adapter of a run's newest whole checkpoint into a directory; return its file.
+
+    Nothing is trained, and the run's directory stays as it is.
+
+    Args:
+        config: The run's.
+        run_dir: The run's.
+        out: A directory for the adapter.
+
+    Raises:
+        CheckpointError: If there is no whole checkpoint, or the adapter cannot be written.
+        ConfigError: If the run was begun with another configuration.
+    """
+    parts = _parts(config)
+    stage = _stage(config, parts)
+    step = restore_result(parts.model, stage, config.train, run_dir, recipe=to_dict(config))
+    _write(config, parts, out / ADAPTER_FILE, steps=step)
+    return out / ADAPTER_FILE
+
+
+def _parts(config: SubjectConfig) -> Parts:
+    """Return the model with a new adapter in it, and its image decoder."""
+    directory = release.find(config.init)
     on_gpu = config.train.device != "cpu" and torch.cuda.is_available()
     dtype = torch.bfloat16 if on_gpu else torch.float32
     tokenizer = Tokenizer.from_pretrained(directory / "tokenizer")
@@ -159,26 +192,28 @@ def tune(config: SubjectConfig, run_dir: Path, *, resume: bool = False) -> Path:
     with torch.random.fork_rng():
         torch.manual_seed(config.train.seed)
         adapter.add(model, config.adapter)
-    stream = _with_prior(config, subject, run_dir)
-    parts = Parts(model=model, tokenizer=tokenizer, stream=stream, image_decoder=decoder)
-    stage = _stage(config, parts, model.mllm)
-    fit(model, stage, stream, config.train, run_dir, resume=resume, recipe=to_dict(config))
-    path = run_dir / "adapter" / f"adapter{adapter.SUFFIX}"
+    return Parts(model=model, tokenizer=tokenizer, image_decoder=decoder)
+
+
+def _write(config: SubjectConfig, parts: Parts, path: Path, *, steps: int) -> None:
+    assert isinstance(parts.model, KosmosG)  # of `_parts`
+    directory = release.find(config.init)
     provenance = {
         "name": config.name,
         "pictures": {Path(name).name: hashes.of_file(Path(name)) for name in config.pictures},
         "model": directory.resolve().name,
-        "steps": config.train.steps,
+        "steps": steps,
         "seed": config.train.seed,
         "kosmosg": version("kosmosg"),
     }
     adapter.write(
-        path, model, config.adapter, base=adapter.base_of(directory), provenance=provenance
+        path, parts.model, config.adapter, base=adapter.base_of(directory), provenance=provenance
     )
-    return path
 
 
-def _stage(config: SubjectConfig, parts: Parts, mllm: MLLM) -> SubjectStage:
+def _stage(config: SubjectConfig, parts: Parts) -> SubjectStage:
+    assert isinstance(parts.model, KosmosG)  # of `_parts`
+    mllm = parts.model.mllm
     check_shared(RunConfig(stage=config.stage, train=config.train))
     instruct = make_stage(config.stage, parts, precision=config.train.precision)
     assert isinstance(instruct, InstructStage)  # what this configuration stands for

@@ -69,13 +69,19 @@ SMALL = (
 )
 
 
+UNWATCHED = (
+    "note: there will be no validation loss and no sheets of samples, as no held-out records are"
+    " named; name tars of them: data.validation.NAME.paths=TARS\n"
+)
+
+
 def test_a_dry_run_tells_what_a_run_needs_and_that_all_is_there(run, here, toy_dir):
     for name in ("constructed", "edits", "captions"):
         (here / "data" / name).mkdir(parents=True)
         write(here / "data" / name / "0.tar", [Caption(key="c", text="a cat")])
     words = ("train", "stage3", f"init={toy_dir}", *SMALL, "--dry-run", "--gpus", "2")
     code, out, err = run(*words, "--gpu-kind", "RTX4090", "--utilisation", "0.5")
-    assert (code, err) == (0, "")
+    assert (code, err) == (0, UNWATCHED)
     rows = {}
     for line in out.splitlines():
         name, *values = re.split(r"  +", line)
@@ -104,11 +110,19 @@ def test_a_dry_run_names_what_is_missing_and_fails(run, here, toy_dir):
     code, out, err = run("train", "stage3", f"init={toy_dir}", *SMALL, "--dry-run")
     assert code == 2
     assert "U-Net" in out
-    lines = err.splitlines()
+    note, *lines = err.splitlines(keepends=True)
+    assert note == UNWATCHED
     assert len(lines) == 3
     for line, name in zip(lines, ("constructed", "edits", "captions"), strict=True):
         assert line.startswith(f"missing: data source '{name}': data/{name}: ")
-        assert line.endswith(f"data.sources.{name}.paths=FOLDER")
+        assert line.endswith(f"data.sources.{name}.paths=FOLDER\n")
+
+
+def test_a_dry_run_with_held_out_records_has_nothing_to_note(run, here, toy_dir):
+    tar = write(here / "0.tar", [Caption(key="c", text="a cat")])
+    words = (f"data.sources={{own: {{paths: {tar}}}}}", f"data.validation.own.paths={tar}")
+    code, _, err = run("train", "stage3", f"init={toy_dir}", *SMALL, *words, "--dry-run")
+    assert (code, err) == (0, "")
 
 
 def test_a_subjects_dry_run_trains_nothing_and_names_what_is_missing(run, here, toy_dir):
@@ -153,6 +167,26 @@ def test_a_run_goes_where_it_is_told(run, monkeypatch):
     assert seen == [(5, Path("runs/stage2"), False), (300_000, Path("r"), True)]
 
 
+def test_a_run_is_exported_where_it_is_told(run, monkeypatch):
+    from kosmosg import recipes
+    from kosmosg.train import subject
+
+    seen = []
+
+    def export(recipe, run_dir, out):
+        seen.append((recipe.train.steps, run_dir, out))
+        return out
+
+    monkeypatch.setattr(recipes, "export", export)
+    monkeypatch.setattr(subject, "export", export)
+    words = ("steps=5", "--export", "m")
+    assert run("train", "stage2", *words) == (0, "m\n", "")
+    assert run("train", "stage2", *words, "--run-dir", "r", "--resume") == (0, "m\n", "")
+    assert run("train", "subject", *words, "-o", "dog") == (0, "m\n", "")
+    assert [run_dir for _, run_dir, _ in seen] == [Path("runs/stage2"), Path("r"), Path("dog")]
+    assert {(steps, out) for steps, _, out in seen} == {(5, Path("m"))}
+
+
 def test_fields_change_by_path_with_and_without_train(run):
     changes = ("optim.lr=3e-4", "train.seed=9", "steps=500", "stage.condition_drop=0.2")
     _, out, _ = run("train", "nano-stage3", *changes, "--device", "cpu", "--print-config")
@@ -181,6 +215,10 @@ def test_scale_shortens_the_run_and_its_warmup(run):
         (["stage3", "--scale", "0.1"], "--scale is nano's"),
         (["stage3", "--workspace", "w"], "--workspace is nano's"),
         (["nano-stage3", "--run-dir", "r"], "--run-dir is a full-size recipe's"),
+        (["nano-stage3", "--export", "m"], "--export is a full-size recipe's"),
+        (["stage3", "--export", "m", "--dry-run"], "--export writes a model, which --dry-run"),
+        (["stage3", "--export", "m"], "model at runs/stage2/model"),
+        (["subject", "--export", "m"], "name the directory of the run, which gets the adapter"),
         (["nano-stage3", "--dry-run"], "--dry-run is a full-size recipe's"),
         (["subject", "--run-dir", "r"], "--run-dir is of other recipes; subject has no use for it"),
         (["stage3", "--dry-run", "--gpu-kind", "B9"], "no GPU kind 'B9'; the kinds are V100-32GB"),

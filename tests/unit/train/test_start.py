@@ -11,12 +11,14 @@ from PIL import Image
 from safetensors.torch import load_file
 from transformers import CLIPTextConfig, CLIPTextModel
 
-from kosmosg import config, recipes
+from kosmosg import checkpoint, config, recipes
 from kosmosg.data.sources import DataConfig
 from kosmosg.errors import CheckpointError, ConfigError, DataError
+from kosmosg.model.kosmosg import KosmosG
 from kosmosg.pipeline import KosmosGPipeline
 from kosmosg.recipes import Recipe
 from kosmosg.tokenizer import Tokenizer
+from kosmosg.train.optim import Average
 from kosmosg.train.readiness import missing
 from kosmosg.train.stage1_language import LanguageConfig
 from kosmosg.train.stage2_align import AlignConfig
@@ -110,17 +112,21 @@ def test_what_learns_is_float32_and_what_is_frozen_as_asked(toy_dir, folder, tmp
     assert {one.dtype for one in parts.image_decoder.parameters()} == {torch.bfloat16}
 
 
-def test_held_out_tars_give_a_figure_and_sheets(toy_dir, folder, tmp_path):
+def test_held_out_tars_give_a_figure_and_sheets(toy_dir, folder, tmp_path, capsys):
     first = start(
         INSTRUCT, init=toy_dir, data=recipe(folder, toy_dir).data, model=ModelConfig(), seed=0,
         run_dir=tmp_path / "other",
     )  # fmt: skip
     assert first.validation is None
+    (said,) = (line for line in capsys.readouterr().err.splitlines() if "no validation" in line)
+    assert "no sheets of samples" in said
+    assert said.endswith("data.validation.NAME.paths=TARS")
     (tar,) = (tmp_path / "other" / "shards" / "data-0").glob("*.tar")
     words = [f"data.validation={{own: {{paths: {tar}}}}}", "train.samples_every=1"]
     recipes.train(recipe(folder, toy_dir, words=words), tmp_path / "run")
     lines = (tmp_path / "run" / "log.jsonl").read_text().splitlines()
     assert any("validation_loss" in json.loads(line) for line in lines)
+    assert "no validation" not in capsys.readouterr().err
     with Image.open(tmp_path / "run" / "samples" / "step-00000002.png") as sheet:
         assert sheet.height > 6 * 128
 
@@ -234,3 +240,77 @@ def test_a_path_is_short_for_one_source() -> None:
     assert {name: one.paths for name, one in short.data.sources.items()} == {"data": "a/b"}
     again = config.from_dict(DataConfig, config.to_dict(short.data))
     assert again == short.data
+
+
+def files(directory: Path) -> dict[str, tuple[int, bytes]]:
+    return {
+        path.relative_to(directory).as_posix(): (path.stat().st_mtime_ns, path.read_bytes())
+        for path in directory.rglob("*")
+        if path.is_file()
+    }
+
+
+class Interrupted(Exception):
+    """Ends a run as a kill does: nothing is saved on the way out."""
+
+
+def test_an_unfinished_run_is_exported_as_its_end_would_be_and_goes_on(
+    toy_dir, folder, tmp_path, monkeypatch
+):
+    words = ("train.steps=6", "train.keep_every=2")
+    asked = recipe(folder, toy_dir, words=words)
+    assert asked.train.ema is not None
+    whole, home = tmp_path / "whole", tmp_path / "stopped"
+    end = sums(recipes.train(asked, whole))
+    update = Average.update
+
+    def stop(self, step):
+        if step == 6:
+            raise Interrupted
+        update(self, step)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Average, "update", stop)
+        with pytest.raises(Interrupted):
+            recipes.train(asked, home)
+    before = files(home)
+    mine = folder.rename(folder.with_name("elsewhere"))  # no data is needed
+    try:
+        out = recipes.export(asked, home, tmp_path / "made")
+    finally:
+        mine.rename(folder)
+    assert files(home) == before
+
+    state, _ = checkpoint.latest(home)
+    assert state.step == 4
+    assert any(not value.equal(state.weights[name]) for name, value in state.average.items())
+    pipe = KosmosGPipeline.from_pretrained(out, dtype=torch.float32)
+    ours = KosmosG(pipe.mllm, pipe.aligner).state_dict()
+    assert all(value.equal(ours[name]) for name, value in state.average.items())
+    untouched = {name for name in sums(toy_dir) if not name.startswith(("mllm", "aligner"))}
+    assert {name: sums(out)[name] for name in untouched} == {
+        name: sums(toy_dir)[name] for name in untouched
+    }
+
+    assert sums(recipes.train(asked, home, resume=True)) == end
+    assert sums(recipes.export(asked, home, tmp_path / "again")) == end
+
+
+def test_what_cannot_be_exported_is_said(toy_dir, folder, tmp_path, monkeypatch):
+    asked, home, out = recipe(folder, toy_dir), tmp_path / "run", tmp_path / "out"
+    with pytest.raises(CheckpointError, match=r"there is no run in .*run; name the directory"):
+        recipes.export(asked, home, out)
+    recipes.train(asked, home)
+    other = recipe(folder, toy_dir, words=("train.optim.lr=0.5",))
+    with pytest.raises(ConfigError, match=r"begun with train\.optim\.lr = 0\.01, now it is 0\.5"):
+        recipes.export(other, home, out)
+    with pytest.raises(ConfigError, match="export to another directory"):
+        recipes.export(asked, home, toy_dir)
+    with monkeypatch.context() as patch:
+        patch.setenv("WORLD_SIZE", "2")
+        with pytest.raises(ConfigError, match="2 processes would all write the same"):
+            recipes.export(asked, home, out)
+    shutil.rmtree(home / "checkpoints")
+    with pytest.raises(CheckpointError, match="has saved no checkpoint yet; wait for its first"):
+        recipes.export(asked, home, out)
+    assert not out.exists()

@@ -14,7 +14,7 @@ from kosmosg.data.sources import DataConfig, SourceConfig
 from kosmosg.errors import ConfigError, PromptError
 from kosmosg.pipeline import KosmosGPipeline
 from kosmosg.train.log import read_log
-from kosmosg.train.subject import SubjectStream, read_pictures, subject, tune
+from kosmosg.train.subject import SubjectStream, export, read_pictures, subject, tune
 from toys.model import toy_picture
 from toys.shards import write
 from toys.stages import Examples
@@ -93,6 +93,27 @@ def test_records_of_other_things_are_kept_beside_it_and_resuming_is_exact(
         shutil.rmtree(checkpoint.step_directory(tmp_path / "run", step))
     again = adapter.read(tune(made, tmp_path / "run", resume=True))[1]
     assert all(first[name].equal(again[name]) for name in first)
+
+
+def test_an_unfinished_tuning_is_exported_and_goes_on(pictures, toy_dir, tmp_path):
+    made = config(pictures, toy_dir)
+    made = replace(made, train=replace(made.train, keep_every=1, keep_checkpoints=9))
+    run_dir = tmp_path / "run"
+    end = adapter.read(tune(made, run_dir))[1]
+    shutil.rmtree(checkpoint.step_directory(run_dir, 3))
+    before = sorted((path, path.stat().st_mtime_ns) for path in run_dir.rglob("*"))
+    path = export(made, run_dir, tmp_path / "out")
+    assert sorted((path, path.stat().st_mtime_ns) for path in run_dir.rglob("*")) == before
+    assert path.parent == tmp_path / "out"
+    header, tensors = adapter.read(path)
+    assert header.provenance["steps"] == 2
+    state, _ = checkpoint.latest(run_dir)
+    assert (state.step, len(state.weights)) == (2, len(tensors))
+    kept = {value.numpy().tobytes() for value in state.weights.values()}
+    assert {value.numpy().tobytes() for value in tensors.values()} == kept
+    again = adapter.read(tune(made, run_dir, resume=True))[1]
+    assert all(end[name].equal(again[name]) for name in end)
+    assert any(not end[name].equal(tensors[name]) for name in end)
 
 
 def test_prompts_show_another_picture_than_they_ask_for(pictures):
