@@ -223,12 +223,9 @@ def _train_full(
 def _dry_run(configs: "list[Config]", tell: "Callable[[Recipe, None, list[str]], None]") -> None:
     from kosmosg.recipes import Recipe
     from kosmosg.train.readiness import missing
-    from kosmosg.train.start import nothing_held_out
 
     (recipe,) = configs
     assert isinstance(recipe, Recipe)
-    if recipe.data is not None and (line := nothing_held_out(recipe.stage, recipe.data)):
-        print(f"note: {line}", file=sys.stderr)
     lines = missing(recipe.stage, init=recipe.init, data=recipe.data, model=recipe.model)
     tell(recipe, None, lines)
 
@@ -244,8 +241,12 @@ def _tell(
 ) -> None:
     """Print a run's needs, then what is missing; end with 2 if anything is."""
     from kosmosg.cli.dryrun import tables
+    from kosmosg.train.start import nothing_held_out
 
     print(tables(recipe, gpus=gpus, kind=kind, utilisation=utilisation, tuning=tuning))
+    held_out = None if recipe.data is None else nothing_held_out(recipe.stage, recipe.data)
+    if tuning is None and held_out is not None:
+        print(f"note: {held_out}", file=sys.stderr)
     for line in missing:
         print(f"missing: {line}", file=sys.stderr)
     if missing:
