@@ -228,8 +228,8 @@ ALIGNMENT: Mapping[str, tuple[str, Variation]] = {
     "half-depth": ("stage 2, half the layers", Variation(**_ALONE, aligner={"num_layers": 1})),
     "full": ("stage 2 as it is", Variation(**_ALONE, aligner={})),
 }
-# Stage 3 as it is but shorter, a quarter of an hour of one core, and with one thing off; and stage 2
-# as released.
+# Stage 3 as it is but shorter, a quarter of an hour of one core, and with one thing off; and
+# stage 2 as released.
 _STAGE3 = {"recipe": "stage3", "steps": 900, "step_s": 0.9}
 DATA: Mapping[str, tuple[str, Variation]] = {
     "full": ("stage 3 as it is", Variation(**_STAGE3)),
