@@ -45,8 +45,9 @@ def test_two_replicas_answer_as_one_server(url: str):
         assert answer.status_code == 200, answer.text
         return seed, answer.json()["data"][0]["seed"]
 
+    num_asked = 25  # odd, so that two replicas cannot have drawn as many each and look like one
     with ThreadPoolExecutor(8) as pool:
-        assert all(asked == told for asked, told in pool.map(ask, range(24)))
+        assert all(asked == told for asked, told in pool.map(ask, range(num_asked)))
     assert httpx.get(f"{url}/v1/models").status_code == 401
     headers = {"authorization": f"Bearer {KEY}"}
     drawn = set()
@@ -56,5 +57,5 @@ def test_two_replicas_answer_as_one_server(url: str):
         if len(drawn) == 2:
             break
     counts = [float(line.split()[-1]) for line in drawn]
-    assert sum(counts) == 24, drawn
+    assert sum(counts) == num_asked, drawn
     assert min(counts) > 0
