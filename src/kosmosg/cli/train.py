@@ -156,7 +156,9 @@ def train(
     from kosmosg.recipes import Recipe
 
     if export is not None and (dry_run or print_config):
-        raise ConfigError("--export writes a model, which --dry-run and --print-config do not")
+        raise ConfigError(
+            "--export writes a model, which --dry-run and --print-config do not; leave one out"
+        )
     words = [*(changes or []), *([] if device is None else [f"device={device}"])]
     tell = partial(_tell, gpus=gpus, kind=gpu_kind, utilisation=utilisation) if dry_run else None
     if recipe == subject.RECIPE:
@@ -245,7 +247,7 @@ def _tell(
 
     print(tables(recipe, gpus=gpus, kind=kind, utilisation=utilisation, tuning=tuning))
     held_out = None if recipe.data is None else nothing_held_out(recipe.stage, recipe.data)
-    if tuning is None and held_out is not None:
+    if held_out is not None:
         print(f"note: {held_out}", file=sys.stderr)
     for line in missing:
         print(f"missing: {line}", file=sys.stderr)

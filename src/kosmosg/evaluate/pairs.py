@@ -73,7 +73,7 @@ def interleaved(text: str, nouns: Sequence[str], pictures: Sequence[Image.Image]
     Alike nouns are told apart by their order.
 
     Raises:
-        DataError: If a noun is not in the sentence.
+        DataError: If a noun is not in the sentence as often as it is shown.
 
     Example:
         >>> dog = Image.new("RGB", (8, 8)); hat = Image.new("RGB", (8, 8))
@@ -90,7 +90,10 @@ def interleaved(text: str, nouns: Sequence[str], pictures: Sequence[Image.Image]
             if not any(match.start() < end and start < match.end() for start, end, _ in found)
         ]
         if not free:
-            raise DataError(f"{text!r} does not name {noun!r} in its turn")
+            raise DataError(
+                f"{text!r} does not name {noun!r} as often as it is shown; each picture in"
+                " image_paths needs its noun in the prompt"
+            )
         found.append((*free[0], picture))
     parts: Prompt = []
     last = 0
